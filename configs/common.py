@@ -1,0 +1,71 @@
+"""What all configs start from: every key that is not an argument of a method, an encoder, a source or an evaluator."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """The defaults. A config sets what its method needs; the command line sets the rest, --config.optim.lr=3e-4."""
+    return ConfigDict(
+        dict(
+            seed=0,  # of initial weights, data order and augmentations
+            steps=1000,
+            batch=256,  # global, over all devices and processes
+            dtype="float32",  # of the encoders' computation: float32 or bfloat16; parameters and losses are float32
+            method=dict(name=""),  # and the arguments of its make()
+            encoders=dict(),  # modality -> name of a file in mmcl_jax/encoders, and the arguments of its make()
+            data=dict(
+                train=dict(),  # a source, or several by name with an optional weight each
+                record="",  # ops on the whole record, before the streams
+                streams=dict(),  # stream -> "field: host ops || device ops"
+                eval_streams=dict(),  # the same for evaluation
+                # Trained on the captions (fields after `record`) unless path names a saved one.
+                tokenizer=dict(path="", vocab=8192, fields=("text",), lower=True),
+                threads=2,  # that read and decode
+                workers=0,  # processes that do so, instead of threads
+                prefetch=4,  # batches
+                fault_budget=0.05,  # stop when a larger share of the examples can't be read
+            ),
+            optim=dict(
+                lr=1e-3,  # peak
+                warmup=100,  # steps from 0 to the peak; then a cosine to end_lr
+                end_lr=0.0,
+                b1=0.9,
+                b2=0.98,
+                eps=1e-6,
+                decay=0.1,  # AdamW's, multiplied by the learning rate
+                no_decay=r"(bias|scale|class_token)$",  # paths of parameters that are not decayed
+                rules=(),  # "path regex: lr=0.1 decay=0"; lr=0 freezes. The first that matches counts.
+                clip=1.0,  # of the gradient's global norm; 0 = off
+                average=0.0,  # decay of the average of weights that is evaluated; 0 = off
+            ),
+            mesh=dict(data=-1, fsdp=1),  # devices that hold copies of the weights x devices that share one
+            init_from=dict(run="", rules=()),  # weights of another run; "path regex: new path" renames, "" drops
+            max_bad_steps=10,  # stop after so many non-finite steps in a row
+            log=dict(every=20, tensorboard=False, wandb=""),  # wandb: name of the project
+            checkpoint=dict(every=500, keep=2),
+            eval_every=0,  # steps; 0 = at the end only
+            evals=dict(),  # name -> name of a file in mmcl_jax/evals, and the arguments of its run()
+        )
+    )
+
+
+def tiny(c: ConfigDict) -> None:
+    """Turns a config of an image-text method into its `:tiny` variant: synthetic data, two layers, a minute on a CPU."""
+    synthetic = dict(source="synthetic", size=512, missing=0.05)
+    with c.unlocked():
+        c.data.train = synthetic
+        c.data.record = ""
+        c.data.streams = dict(image="decode|crop(16, scale=(.7, 1)) || normalize", text="captions: pick|tokenize(12)")
+        c.data.eval_streams = dict(image="decode || normalize", text="captions: first|tokenize(12)")
+        c.data.tokenizer.fields = ("captions",)
+        c.data.tokenizer.vocab = c.encoders.text.vocab = 400
+        c.encoders.image.update(size="mu", width=32, depth=2, heads=2, mlp=64, patch=4)
+        c.encoders.text.update(size="mu", width=32, depth=2, heads=2, mlp=64)
+        c.method.embed_dim = 32
+        c.batch, c.steps, c.optim.lr, c.optim.warmup = 64, 120, 3e-3, 10
+        c.log.every, c.checkpoint.every, c.eval_every = 10, 50, 0
+        held_out = dict(source="synthetic", size=64, split="test")
+        c.evals = dict(
+            val=dict(name="retrieval", data=held_out),
+            zeroshot=dict(name="zeroshot", data=held_out, templates=("a {}",)),
+        )

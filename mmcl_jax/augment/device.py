@@ -1,0 +1,61 @@
+"""The device half of all streams: what comes from the host -> the `Batch` that methods see."""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmcl_jax.types import Array, Batch, PyTree, Stream
+
+
+class DeviceStreams:
+    """Runs the ops behind `||`, inside jit.
+
+    Args:
+        chains: stream -> its ops: pairs of the op as parsed (`args`, `kwargs`, `p`, `draw`) and its function.
+        source_of: stream -> the stream under whose name its rows were sent.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, chains: Mapping[str, Sequence[tuple[Any, Callable]]], source_of: Mapping[str, str], seed: int
+    ):
+        self.chains, self.source_of, self.seed = chains, source_of, seed
+
+    def __call__(self, host: PyTree) -> Batch:
+        """Makes the batch.
+
+        Args:
+            host: {"streams": {name: {"data": [B, ...], "mask"?, "present": [B]}}, "position": [B, 2] uint32}.
+        """
+        batch = {}
+        for name, chain in self.chains.items():
+            sent = host["streams"].get(self.source_of[name])
+            if sent is not None:
+                data = self._run(chain, sent["data"], host["position"])
+                batch[name] = Stream(data=data, mask=sent.get("mask"), present=sent["present"])
+        return batch
+
+    def _run(self, chain: Sequence[tuple[Any, Callable]], data: Array, position: Array) -> Array:
+        if chain and data.dtype == jnp.uint8:
+            data = data.astype(jnp.float32) / 255
+        for op, function in chain:
+            keys = {}
+            if "keys" in inspect.signature(function).parameters:
+                keys = {"keys": self.keys(op.draw, position)}
+            new = function(data, *op.args, **dict(op.kwargs), **keys)
+            if op.p is not None:
+                apply = jax.vmap(lambda k, p=op.p: jax.random.bernoulli(k, p))(self.keys(f"{op.draw};", position))
+                new = jnp.where(apply.reshape(-1, *[1] * (new.ndim - 1)), new, data)
+            data = new
+        return data
+
+    def keys(self, draw: str, position: Array) -> Array:
+        """Keys [B] of a draw for examples at [B, 2] positions (high and low 32 bits)."""
+        base = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(draw.encode()))
+        return jax.vmap(lambda p: jax.random.fold_in(jax.random.fold_in(base, p[0]), p[1]))(position)

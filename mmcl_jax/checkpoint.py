@@ -1,0 +1,274 @@
+"""Checkpoints that survive: written in the background, verified when read, with a way back when one is damaged.
+
+    workdir/checkpoints/<step>/         what Orbax writes: the state and the resolved config
+    workdir/checkpoints/<step>.damaged  one that could not be used, set aside
+    workdir/manifests/<step>.json       size and CRC-32 of each of its files, written once Orbax is done with it
+
+A flipped bit in a large array goes unnoticed by Orbax; the manifest notices it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mmcl_jax.named import ConfigError
+from mmcl_jax.types import PyTree
+
+PREEMPTED = 42  # exit code: stopped by a signal after saving; start again to go on
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        workdir: of the run.
+        keep: number of checkpoints that are kept.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 2):
+        self.folder, self.manifests = workdir.resolve() / "checkpoints", workdir.resolve() / "manifests"
+        self.manifests.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            step_format_fixed_length=None,
+        )
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps of which there is a folder, oldest first; whether it can be used is another question."""
+        return sorted(int(p.name) for p in self.folder.iterdir() if re.fullmatch(r"\d+", p.name) and p.is_dir())
+
+    def save(self, step: int, state: PyTree, config: dict[str, Any]) -> None:
+        """Starts to write the state; it goes on in the background. Waits for the save before, if that is not done.
+
+        Raises:
+            OSError: if the disk has no room for it, before anything is written.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        need = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < 1.1 * need:
+            raise OSError(
+                f"No room for a checkpoint in {self.folder}: it takes {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB "
+                "are free. Earlier checkpoints are intact; make room and start again."
+            )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config))
+        if not self.manager.save(step, args=args, force=True):
+            raise RuntimeError(f"Orbax did not save step {step} in {self.folder}.")
+
+    def wait(self) -> None:
+        """Waits for the save that is under way, and writes manifests of those that have none."""
+        self.manager.wait_until_finished()
+        if jax.process_index() == 0:
+            steps = set(self.steps())
+            for step in steps:
+                if not self._manifest(step).exists():
+                    _write_json(self._manifest(step), _digests(self.folder / str(step)))
+            for path in self.manifests.glob("*.json"):
+                if path.stem.isdigit() and int(path.stem) not in steps:
+                    path.unlink()
+
+    def close(self) -> None:
+        """Waits and lets go."""
+        self.wait()
+        self.manager.close()
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[int, PyTree] | None:
+        """The newest state that can be used, or that of `step`.
+
+        A damaged one is set aside under another name, with a warning, and the one before it is tried.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings that the state should have; any mesh will do.
+            step: only this one.
+
+        Returns:
+            (step, state), or None if the run has never saved.
+
+        Raises:
+            RuntimeError: if there are checkpoints and none can be used; never a silent start from zero.
+            ConfigError: if a whole checkpoint is of another model than `abstract_state`.
+        """
+        steps = self.steps() if step is None else [step]
+        damaged = []
+        for candidate in reversed(steps):
+            problem = self.verify(candidate)
+            if problem in (None, "unverified"):
+                try:
+                    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+                    return candidate, self.manager.restore(candidate, args=args).state
+                except Exception as e:  # noqa: BLE001 - whatever a damaged file makes a reader raise
+                    if problem is None:
+                        raise ConfigError(
+                            f"The checkpoint {self.folder / str(candidate)} is whole, but does not fit the model of this "
+                            f"config. Compare {self.folder.parent / 'config.json'}, or choose another --workdir. ({e})"
+                        ) from e
+                    problem = f"{type(e).__name__}: {e}"
+            damaged.append(f"step {candidate}: {problem}")
+            self._set_aside(candidate, problem)
+        if damaged or list(self.folder.glob("*.damaged*")):
+            found = "\n  ".join(damaged) or "only checkpoints that were set aside before"
+            raise RuntimeError(
+                f"No checkpoint in {self.folder} can be used:\n  {found}\nThey were renamed, not deleted. To start from "
+                "step 0, choose another --workdir."
+            )
+        return None
+
+    def verify(self, step: int) -> str | None:
+        """None if every file is as it was written, "unverified" if there is no manifest, or else what is wrong."""
+        path = self._manifest(step)
+        if not path.exists():
+            return "unverified"  # killed between the save and its manifest: Orbax's rename says it is complete
+        try:
+            expected = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            return "unverified"
+        actual = _digests(self.folder / str(step))
+        wrong = [f for f in expected if actual.get(f) != expected[f]]
+        return f"{len(wrong)} of its files changed since they were written, {wrong[0]} first" if wrong else None
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        target = self.folder / f"{step}.damaged"
+        while target.exists():
+            target = target.with_name(target.name + "_")
+        log.warning("Checkpoint of step %d can't be used (%s); set aside as %s.", step, problem, target)
+        (self.folder / str(step)).rename(target)
+        self._manifest(step).unlink(missing_ok=True)
+        self.manager.reload()
+
+    def _manifest(self, step: int) -> Path:
+        return self.manifests / f"{step}.json"
+
+
+def _digests(folder: Path) -> dict[str, list[int]]:
+    """Path -> [size, CRC-32] of all files in a folder."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        crc = 0
+        with path.open("rb") as f:
+            while block := f.read(2**22):
+                crc = zlib.crc32(block, crc)
+        found[str(path.relative_to(folder))] = [path.stat().st_size, crc]
+    return found
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)
+
+
+class Stop:
+    """Whether a signal has asked the run to stop: SIGTERM (a machine taken back) or Ctrl-C.
+
+    With several processes JAX's own notifier is asked instead, so that all stop at the same step; a handler of
+    ours would switch it off.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+        self.several = jax.process_count() > 1
+        if not self.several:
+            self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, number, frame) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C means now
+        self.signal = number
+
+    def asked(self, step: int) -> bool:
+        """Whether to save and stop at this step."""
+        if self.several:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.signal = signal.SIGTERM
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """42 after SIGTERM: start again to go on. 130 after Ctrl-C, as shells expect."""
+        return 130 if self.signal == signal.SIGINT else PREEMPTED
+
+    def restore_handlers(self) -> None:
+        """Gives the signals back to whom they belonged."""
+        if not self.several:
+            for number, handler in self.previous.items():
+                signal.signal(number, handler)
+
+
+def lock(workdir: Path) -> Any:
+    """Makes sure that no second run writes to the workdir; the lock goes with the process, however that ends.
+
+    Returns:
+        The open file that is the lock; keep it.
+
+    Raises:
+        ConfigError: if another process has it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"Another run is writing to {workdir}; choose another --workdir or wait for it.") from None
+    return file
+
+
+def rename_and_fit(params: PyTree, loaded: PyTree, rules: Sequence[str], resize: Any) -> tuple[PyTree, list[str]]:
+    """Starts parameters from those of another run, as far as paths and shapes agree.
+
+    Args:
+        params: {path: array} of this run, freshly initialised.
+        loaded: {path: array} of the other run.
+        rules: "path regex: new path" each, applied to the other run's paths; an empty new path drops it.
+        resize: (path, array, shape) -> array where a shape differs, or None if it can't be made to fit.
+
+    Returns:
+        The new {path: array}, and the paths that were taken over.
+
+    Raises:
+        ConfigError: if a path agrees but its shape can't be made to fit, or nothing at all was taken over.
+    """
+    renamed = {}
+    for path, value in loaded.items():
+        for rule in rules:
+            pattern, _, target = (part.strip() for part in rule.rpartition(":"))
+            if re.match(pattern, path):
+                path = re.sub(pattern, target, path, count=1) if target else ""
+                break
+        if path:
+            renamed[path] = value
+    result, taken = dict(params), []
+    for path, value in renamed.items():
+        if path not in params:
+            continue
+        if value.shape != params[path].shape:
+            value = resize(path, value, params[path].shape)
+        if value is None:
+            raise ConfigError(
+                f"init_from: {path} has shape {renamed[path].shape} there and {params[path].shape} here. Drop it with "
+                f"init_from.rules=('{path}:',)"
+            )
+        result[path] = value
+        taken.append(path)
+    if not taken:
+        raise ConfigError(f"init_from: no parameter's path agrees; there: {sorted(loaded)[:5]}, here: {sorted(params)[:5]}.")
+    return result, taken

@@ -1,0 +1,149 @@
+"""The command line: `mmcl train | eval | embed | data`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmcl_jax.named import ConfigError
+
+CONFIG_HELP = "path.py, path.py:variant; any key can be changed with --config.key=value"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code. Errors that a user can mend are told without a traceback."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.overrides = _overrides(parser, rest)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every thread of every save
+    try:
+        return arguments.run(arguments) or 0
+    except (ConfigError, FileNotFoundError) as e:
+        if os.environ.get("MMCL_TRACEBACK"):
+            raise
+        print(f"mmcl {arguments.command}: {e}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmcl", description="Multimodal contrastive learning in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train, evaluate and save; goes on where the workdir stopped")
+    train.add_argument("--config", required=True, help=CONFIG_HELP)
+    train.add_argument("--workdir", default="", help="default: runs/<config>")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="run a run's evaluators, or one given here")
+    evaluate.add_argument("run_dir", metavar="RUN", help="workdir of a run")
+    evaluate.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    evaluate.add_argument("--config", default="", help="take the evaluators of this config instead of the run's")
+    evaluate.set_defaults(run=_eval)
+
+    embed = commands.add_parser("embed", help="write embeddings of a data set, with ids, as npz and parquet")
+    embed.add_argument("run_dir", metavar="RUN", help="workdir of a run")
+    embed.add_argument("--data", required=True, help="source:key=value,..., tfds:name=openmoji/color,split=test say")
+    embed.add_argument("--out", required=True, help="folder for <stream>.npz and <stream>.parquet")
+    embed.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
+    embed.set_defaults(run=_embed)
+
+    data = commands.add_parser("data", help="build data sets, look at streams")
+    verbs = data.add_subparsers(dest="verb", required=True)
+    build = verbs.add_parser("build", help="build one of our data sets")
+    build.add_argument("name", help="openmoji/color, emoji_styles/noto, ...; `list` shows all")
+    build.add_argument("--data_dir", default="", help="default: TFDS_DATA_DIR, or ~/tensorflow_datasets")
+    build.set_defaults(run=_build)
+    show = verbs.add_parser("show", help="write a contact sheet of the streams as the model will see them")
+    show.add_argument("--config", required=True, help=CONFIG_HELP)
+    show.add_argument("--out", default="streams.png")
+    show.add_argument("--count", type=int, default=32)
+    show.add_argument("--eval", action="store_true", help="the evaluation's streams instead of training's")
+    show.set_defaults(run=_show)
+    return parser
+
+
+def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
+    """--config.a.b=value and --config.a.b value -> a.b=value."""
+    overrides, rest = [], list(rest)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--config."):
+            parser.error(f"unknown argument {argument!r}")
+        key = argument.removeprefix("--config.")
+        if "=" not in key:
+            if not rest:
+                parser.error(f"{argument} needs a value: {argument}=value")
+            key += f"={rest.pop(0)}"
+        overrides.append(key)
+    return overrides
+
+
+def _train(arguments) -> int:
+    from mmcl_jax import config, train
+
+    loaded = config.load(arguments.config, arguments.overrides)
+    workdir = arguments.workdir or _default_workdir(arguments.config)
+    return train.train(loaded, workdir)
+
+
+def _default_workdir(spec: str) -> Path:
+    path, _, variant = spec.partition(":")
+    return Path("runs") / "_".join(filter(None, (Path(path).stem, variant)))
+
+
+def _eval(arguments) -> None:
+    import json
+
+    from mmcl_jax import config, evals, log, predict
+
+    saved = Path(arguments.run_dir) / "config.json"
+    predictor = predict.load(arguments.run_dir, arguments.step)
+    loaded = config.load(arguments.config or str(saved), arguments.overrides)
+    if not loaded.evals:
+        raise ConfigError("There is no evaluator: the config's evals are empty. Give another one with --config.")
+    results = {}
+    for name, part in loaded.evals.items():
+        results |= {f"{name}/{k}": v for k, v in evals.run(predictor, name, part).items()}
+    log.results_table(results)
+    out = Path(arguments.run_dir) / f"eval_{predictor.step}.json"
+    out.write_text(json.dumps({"step": predictor.step, **results}, indent=1) + "\n")
+    log.say(f"written to {out}")
+
+
+def _embed(arguments) -> None:
+    from mmcl_jax import log, predict
+    from mmcl_jax.data import sources
+    from mmcl_jax.evals import embeddings
+
+    name, _, pairs = arguments.data.partition(":")
+    try:
+        source = sources.make({"source": name} | dict(p.split("=", 1) for p in pairs.split(",") if p), "--data")
+    except ValueError as e:
+        raise ConfigError(f"--data {arguments.data}: {e}") from e
+    predictor = predict.load(arguments.run_dir, arguments.step)
+    for path, count in embeddings.write(predictor, source, Path(arguments.out)):
+        log.say(f"{count} embeddings in {path}")
+
+
+def _build(arguments) -> None:
+    from mmcl_jax.data import datasets
+
+    datasets.build(arguments.name, arguments.data_dir)
+
+
+def _show(arguments) -> None:
+    from mmcl_jax import config, log
+    from mmcl_jax.evals import show
+
+    loaded = config.load(arguments.config, arguments.overrides)
+    show.contact_sheet(loaded, Path(arguments.out), arguments.count, arguments.eval)
+    log.say(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Configs: Python files with `get_config(arg)`, changed from the command line, checked before anything compiles.
+
+`configs/clip.py:tiny` is the file `configs/clip.py`, asked for its variant `tiny`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmcl_jax.named import ConfigError, did_you_mean
+
+# Parts whose keys are arguments of the thing they name; that thing's own signature says which keys exist.
+OPEN = ("method", "encoders", "data.train", "data.streams", "data.eval_streams", "evals")
+# What may differ between a run and its continuation; the rest would make it another experiment.
+SOFT = ("steps", "log", "evals", "eval_every", "checkpoint", "data.threads", "data.workers", "data.prefetch",
+        "data.fault_budget", "mesh", "max_bad_steps")  # fmt: skip
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Loads a config file and applies overrides.
+
+    Args:
+        spec: "path/to/file.py", "path/to/file.py:arg", or the config.json of a run.
+        overrides: "a.b=value" each; values are Python literals, or else strings.
+
+    Raises:
+        ConfigError: if the file is not there or has no `get_config`, or an override names an unknown key or has
+            the wrong type.
+    """
+    path, _, arg = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem not in ("common", "__init__"))
+        raise ConfigError(f"There is no config {path}." + (f" There is: {', '.join(near)}." if near else ""))
+    if file.suffix == ".json":
+        config = ConfigDict(json.loads(file.read_text()))
+    else:
+        config = _run_file(file, arg)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--config.{override}: write --config.{key}=value.")
+        _override(config, key, value)
+    return config
+
+
+def _run_file(file: Path, arg: str) -> ConfigDict:
+    """Runs `get_config` of a file; its folder acts as a package, so that `from . import common` works."""
+    package = f"_mmcl_configs_{abs(hash(file.resolve().parent))}"
+    if package not in sys.modules:
+        module = types.ModuleType(package)
+        module.__path__ = [str(file.resolve().parent)]
+        sys.modules[package] = module
+    loader = importlib.machinery.SourceFileLoader(f"{package}.{file.stem}", str(file))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{file} has no function get_config(arg).")
+    return module.get_config(arg) if arg else module.get_config()
+
+
+def _override(config: ConfigDict, key: str, text: str) -> None:
+    *parents, leaf = key.split(".")
+    node, walked = config, []
+    for part in parents:
+        if not isinstance(node, ConfigDict) or part not in node:
+            raise _unknown(node, part, ".".join(walked), key)
+        node = node[part]
+        walked.append(part)
+    where = ".".join(walked)
+    if not isinstance(node, ConfigDict) or (leaf not in node and not where.startswith(OPEN)):
+        raise _unknown(node, leaf, where, key)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text, text)
+    if leaf in node:
+        value = _like(value, node[leaf], key, text)
+    with node.unlocked(), node.ignore_type():
+        node[leaf] = value
+
+
+def _like(value: Any, old: Any, key: str, text: str) -> Any:
+    """`value`, if it may stand where `old` stood; an int may stand for a float, a bool for no number."""
+    if isinstance(old, ConfigDict):
+        raise ConfigError(f"--config.{key} has parts, set one of them: {', '.join(f'{key}.{k}' for k in old)}.")
+    if isinstance(old, str):
+        return text.strip("'\"") if not isinstance(value, str) else value
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, tuple | list) and isinstance(value, str):
+        value = (value,)
+    if old is not None and type(value) is not type(old) and not (isinstance(old, tuple) and isinstance(value, list)):
+        raise ConfigError(f"--config.{key}={text}: expected {type(old).__name__}, like {old!r}.")
+    return value
+
+
+def _unknown(node: Any, part: str, where: str, key: str) -> ConfigError:
+    keys = list(node) if isinstance(node, ConfigDict) else []
+    hint = did_you_mean(part, keys, f"{where}." if where else "")
+    return ConfigError(f"--config.{key}: there is no {part!r} in {where or 'the config'}{hint}")
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All (path, value) pairs, ("optim.lr", 0.001)."""
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs: path -> (old, new), with None where it is not there.
+
+    Example:
+        >>> diff({"optim": {"lr": 0.1}, "batch": 8}, {"optim": {"lr": 0.2}, "batch": 8})
+        {'optim.lr': (0.1, 0.2)}
+    """
+    a, b = dict(flat(old)), dict(flat(new))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved config as text; `load` reads it back."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def check_continuation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What a continued run has changed, if it may.
+
+    Raises:
+        ConfigError: if something differs that would make it another experiment.
+    """
+    changed = diff(saved, config)
+    hard = {k: v for k, v in changed.items() if not k.startswith(SOFT)}
+    if hard:
+        lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in hard.items())
+        raise ConfigError(
+            f"The workdir holds a run with another config:\n{lines}\nChoose another --workdir, or take the changes "
+            f"back. A continued run may only change {', '.join(SOFT)}."
+        )
+    return changed
+
+
+def validate(config: ConfigDict, devices: int) -> None:
+    """Refuses what can be seen to fail, naming the field.
+
+    Args:
+        config: resolved.
+        devices: number of devices that the batch is spread over.
+
+    Raises:
+        ConfigError: with what was given, what is possible and how to set it.
+    """
+    o = config.optim
+    rules = (
+        ("batch", config.batch > 0, "must be positive"),
+        ("steps", config.steps > 0, "must be positive"),
+        ("optim.lr", o.lr > 0, "must be positive"),
+        ("optim.warmup", 0 <= o.warmup <= config.steps, f"must lie between 0 and steps={config.steps}"),
+        ("optim.average", 0 <= o.average < 1, "must be 0 (off) or a decay below 1, like 0.999"),
+        ("optim.clip", o.clip >= 0, "must be 0 (off) or a gradient norm, like 1.0"),
+        ("log.every", config.log.every > 0, "must be positive"),
+        ("checkpoint.every", config.checkpoint.every > 0, "must be positive"),
+        ("data.fault_budget", 0 <= config.data.fault_budget <= 1, "is a share, between 0 and 1"),
+        ("data.workers", config.data.workers >= 0, "must not be negative"),
+        ("dtype", config.dtype in ("float32", "bfloat16"), "possible: float32, bfloat16"),
+    )
+    for key, fine, problem in rules:
+        if not fine:
+            value = dict(flat(config))[key]
+            raise ConfigError(f"{key}={value!r} {problem}. Set --config.{key}=...")
+    if config.batch % devices:
+        below, above = config.batch // devices * devices, -(-config.batch // devices) * devices
+        near = " or ".join(str(b) for b in (below, above) if b)
+        raise ConfigError(
+            f"batch={config.batch} does not divide among {devices} devices. Set --config.batch={near}."
+        )

@@ -1,0 +1,108 @@
+"""Pictures of a run: its curves, and what it retrieves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+from mmcl_jax.data import sources  # noqa: E402
+from mmcl_jax.data.ops import decode  # noqa: E402
+from mmcl_jax.log import read_metrics  # noqa: E402
+from mmcl_jax.predict import Predictor  # noqa: E402
+
+HIT, MISS = "#2a9d4a", "#b0b0b0"
+
+
+def curves(metrics: str | Path, out: str | Path) -> None:
+    """Draws loss and recalls over steps from a metrics.jsonl to a PNG."""
+    rows = read_metrics(metrics)
+    train = [r for r in rows if r.get("loss") is not None]
+    recalls = sorted({k for r in rows for k in r if k.endswith("/R@1")})
+    figure, axes = plt.subplots(1, 2 if recalls else 1, figsize=(11 if recalls else 5.5, 4), squeeze=False)
+    left = axes[0, 0]
+    left.plot([r["step"] for r in train], [r["loss"] for r in train], color="#1f5fa8", lw=1.2)
+    left.set(xlabel="step", ylabel="loss", title="training loss")
+    for key in recalls:
+        points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+        axes[0, 1].plot(*zip(*points, strict=True), marker="o", ms=3, lw=1.2, label=key)
+    if recalls:
+        axes[0, 1].set(xlabel="step", ylabel="recall", title="R@1", ylim=(0, None))
+        axes[0, 1].legend(fontsize=7, frameon=False)
+    for ax in axes[0]:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def retrieval(predictor: Predictor, data: Mapping[str, Any], out: str | Path, rows: int = 6, best: int = 5) -> None:
+    """Draws text -> best images and image -> best texts, hits marked green, to a PNG.
+
+    Args:
+        predictor: the model.
+        data: a source with images and texts, as in `data.train`.
+        out: the PNG.
+        rows: number of queries each way, spread over the source.
+        best: results per query.
+    """
+    source = sources.make(data, "evals data")
+    found = predictor.embed_source(source, ("image", "text"))
+    image_owner, text_owner, texts = found.owners["image"], found.owners["text"], found.texts["text"]
+    scores = found.vectors["text"] @ found.vectors["image"].T
+    firsts = np.unique(text_owner, return_index=True)[1]  # the first caption of each record
+    queries = firsts[np.linspace(0, len(firsts) - 1, min(rows, len(firsts))).round().astype(int)]
+    field = predictor.streams.chains["image"].field
+    figure, axes = plt.subplots(len(queries), best + 3, figsize=(1.25 * best + 6.2, 1.15 * len(queries) + 0.9))
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for row, q in zip(axes, queries, strict=True):
+        row[0].text(0.98, 0.5, textwrap.fill(texts[q], 16), ha="right", va="center", fontsize=9)
+        for ax, i in zip(row[1:], np.argsort(-scores[q])[:best], strict=False):
+            _image(ax, source[int(image_owner[i])][field], image_owner[i] == text_owner[q])
+        own = int(np.flatnonzero(image_owner == text_owner[q])[0])
+        _image(row[best + 1], source[int(image_owner[own])][field])
+        _texts(row[best + 2], [(texts[i], text_owner[i] == image_owner[own]) for i in np.argsort(-scores[:, own])[:best]])
+    axes[0, 1].set_title("text → its five best images" if best == 5 else "text → images", loc="left", fontsize=10)
+    axes[0, best + 1].set_title("image → texts", loc="left", fontsize=10)
+    credit = getattr(source, "attribution", "")
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.text(0.01, 0.01, f"{found.size} records; hits green. {credit}", fontsize=7, color="#555555")
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _image(ax: Axes, value: Any, hit: bool | None = None) -> None:
+    ax.imshow(decode(value))
+    if hit is not None:
+        ax.spines[:].set(visible=True, color=HIT if hit else MISS, linewidth=3 if hit else 1)
+
+
+def _texts(ax: Axes, lines: Sequence[tuple[str, bool]]) -> None:
+    for k, (text, hit) in enumerate(lines):
+        style = dict(color=HIT, weight="bold") if hit else dict(color="#333333")
+        ax.text(0.0, 0.92 - 0.2 * k, textwrap.shorten(text, 34), fontsize=7, va="center", **style)
+
+
+def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str], out: str | Path, columns: int = 8) -> None:
+    """Draws images [H, W, 3] in [0, 1] with a line under each, to a PNG."""
+    n = len(images)
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.85 * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.imshow(np.clip(image, 0, 1))
+        ax.set_title(textwrap.fill(title, 20), fontsize=6, y=-0.28)
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

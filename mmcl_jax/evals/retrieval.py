@@ -1,0 +1,113 @@
+"""Cross-modal retrieval: which texts belong to this image, which images to this text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmcl_jax.data import sources
+from mmcl_jax.evals.embeddings import check_finite
+from mmcl_jax.predict import Predictor
+
+KS = (1, 5, 10)
+
+
+def ranks(queries: np.ndarray, items: np.ndarray, positive: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """Rank of the best positive item of each query, 1 is best; ties count against it.
+
+    A collapsed model, whose scores are all equal, gets the worst rank rather than the best.
+
+    Args:
+        queries: [Q, D].
+        items: [I, D]; the score is the dot product, in float32.
+        positive: [Q, I] bool; every query has at least one.
+        chunk: queries at a time.
+
+    Returns:
+        [Q] int64.
+    """
+    return np.concatenate(
+        [
+            ranks_of_scores(queries[s : s + chunk] @ items.T, positive[s : s + chunk])
+            for s in range(0, len(queries), chunk)
+        ]
+    )
+
+
+def ranks_of_scores(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """As `ranks`, from scores [Q, I].
+
+    Example:
+        >>> ranks_of_scores(np.array([[0.9, 0.2], [0.5, 0.5]]), np.eye(2, dtype=bool)).tolist()
+        [1, 2]
+    """
+    best = np.where(positive, scores, -np.inf).max(1, keepdims=True)
+    return 1 + ((scores >= best) & ~positive).sum(1)
+
+
+def summary(found: np.ndarray) -> dict[str, float]:
+    """R@1, R@5, R@10 (shares), median and mean of ranks [Q]."""
+    recalls = {f"R@{k}": float((found <= k).mean()) for k in KS}
+    return recalls | {"MedR": float(np.median(found)), "MeanR": float(found.mean())}
+
+
+def retrieval_metrics(a: np.ndarray, b: np.ndarray, owner_a: np.ndarray, owner_b: np.ndarray) -> dict[str, float]:
+    """Metrics of both directions.
+
+    Args:
+        a: [Na, D] unit vectors, images say.
+        b: [Nb, D] unit vectors, captions say.
+        owner_a: [Na] int, the example that a row belongs to; rows of a and b with the same owner are positives.
+        owner_b: [Nb] int.
+
+    Returns:
+        "a2b/R@1" and so on, "b2a/R@1" and so on, and "rsum", the sum of the six recalls in percent.
+    """
+    check_finite(a, b)
+    # A row without a partner can't be found, nor find anything; it stays as a distractor for the others.
+    has_a, has_b = np.isin(owner_a, owner_b), np.isin(owner_b, owner_a)
+    if not has_a.any():
+        raise ValueError("No pair to retrieve: no example has both modalities.")
+    a2b = summary(ranks(a[has_a], b, owner_a[has_a, None] == owner_b[None]))
+    b2a = summary(ranks(b[has_b], a, owner_b[has_b, None] == owner_a[None]))
+    rsum = 100 * sum(m[f"R@{k}"] for m in (a2b, b2a) for k in KS)
+    return {f"a2b/{k}": v for k, v in a2b.items()} | {f"b2a/{k}": v for k, v in b2a.items()} | {"rsum": rsum}
+
+
+def run(
+    predictor: Predictor,
+    data: Mapping[str, Any],
+    a: str = "image",
+    b: str = "text",
+    without: Sequence[str] = (),
+    limit: int = 0,
+) -> dict[str, float]:
+    """The evaluator: embeds a source and ranks.
+
+    Args:
+        predictor: the model.
+        data: a source, as in `data.train`.
+        a: stream of the one side.
+        b: stream of the other; a field that holds a list gives several captions per image.
+        without: boolean fields; for each, all metrics once more over the records where it is false, as
+            "no_<field>/...".
+        limit: only so many records; 0 = all.
+
+    Returns:
+        For a = "image" and b = "text": "i2t/R@1", ..., "t2i/MeanR", "rsum", and "n", the number of records.
+    """
+    found = predictor.embed_source(sources.make(data, "evals data"), (a, b), without, limit)
+    subsets = {"": np.ones(found.size, bool)}
+    subsets |= {f"no_{f.removeprefix('is_')}/": ~np.array(found.kept[f], bool) for f in without}
+    results: dict[str, float] = {}
+    for prefix, subset in subsets.items():
+        rows_a, rows_b = (subset[found.owners[s]] for s in (a, b))
+        metrics = retrieval_metrics(
+            found.vectors[a][rows_a], found.vectors[b][rows_b], found.owners[a][rows_a], found.owners[b][rows_b]
+        )
+        names = {"a2b": f"{a[0]}2{b[0]}", "b2a": f"{b[0]}2{a[0]}"}
+        results |= {f"{prefix}{'/'.join(names.get(p, p) for p in k.split('/'))}": v for k, v in metrics.items()}
+        results[f"{prefix}n"] = int(subset.sum())
+    return results

@@ -1,0 +1,70 @@
+"""Zero-shot classification: the class whose text embedding is nearest to the image's (Radford et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmcl_jax.data import sources
+from mmcl_jax.evals.embeddings import check_finite
+from mmcl_jax.predict import Predictor
+
+
+def classification_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1, top-5 and mean per-class accuracy; ties count against the model.
+
+    Args:
+        scores: [N, C].
+        labels: [N] int.
+
+    Returns:
+        "top1", "top5" (where there are more than five classes), "mean_per_class" over classes that occur.
+    """
+    check_finite(scores)
+    own = scores[np.arange(len(labels)), labels]
+    rank = (scores >= own[:, None]).sum(1)  # the own class counts itself: 1 is best
+    per_class = [(rank[labels == c] == 1).mean() for c in np.unique(labels)]
+    metrics = {"top1": float((rank == 1).mean()), "mean_per_class": float(np.mean(per_class))}
+    return metrics | ({"top5": float((rank <= 5).mean())} if scores.shape[1] > 5 else {})
+
+
+def run(
+    predictor: Predictor,
+    data: Mapping[str, Any],
+    label: str = "label",
+    classes: Sequence[str] = (),
+    templates: Sequence[str] = ("{}",),
+    limit: int = 0,
+) -> dict[str, float]:
+    """The evaluator.
+
+    Args:
+        predictor: the model.
+        data: a source, as in `data.train`.
+        label: field of the class: its number, or its name.
+        classes: names of the classes; default: those that the source knows of the field.
+        templates: prompts with a place for the class, "a photo of a {}."; their embeddings are averaged.
+        limit: only so many records; 0 = all.
+
+    Returns:
+        The metrics of `classification_metrics`, "n" and "classes".
+
+    Raises:
+        ValueError: if the names of the classes are not known, or a label is not one of them.
+    """
+    source = sources.make(data, "evals data")
+    known = list(classes) or sources.class_names(source, label)
+    if not known:
+        raise ValueError(f"The source does not know the names of the classes of {label!r}; give classes=(...).")
+    found = predictor.embed_source(source, ("image",), (label,), limit)
+    labels = [found.kept[label][i] for i in found.owners["image"]]
+    strange = [v for v in labels if (v not in known if isinstance(v, str) else not 0 <= v < len(known))]
+    if strange:
+        raise ValueError(f"Label {strange[0]!r} is not one of the {len(known)} classes: {', '.join(known[:10])} ...")
+    numbers = np.array([known.index(v) if isinstance(v, str) else int(v) for v in labels])
+    # "food-drink" and "food_drink" are names of folders; the text tower has seen words
+    prompts = [name.replace("-", " ").replace("_", " ") for name in known]
+    cosines = found.vectors["image"] @ predictor.class_embeddings(prompts, templates).T
+    return classification_metrics(cosines, numbers) | {"n": len(labels), "classes": len(known)}

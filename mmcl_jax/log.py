@@ -1,0 +1,223 @@
+"""What a person sees of a run, and what is written down: console, metrics.jsonl, TensorBoard, W&B."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str = "") -> None:
+    """A line on the console, without markup."""
+    console.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """A line that should not be missed."""
+    console.print(f"warning: {text}", style="yellow", markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table; numbers are aligned to the right."""
+    t = Table(title=title or None, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        numbers = all(isinstance(r[i], int | float) for r in rows)
+        t.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        t.add_row(*[Text(short(v)) for v in row])
+    console.print(t)
+
+
+def results_table(results: Mapping[str, float]) -> None:
+    """Prints evaluation results, "evaluator/.../metric" -> number: a row per evaluation, a column per metric."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in results.items():
+        name, metric = key.split("/", 1)
+        parts = metric.split("/")
+        at = next((i for i, p in enumerate(parts) if "2" in p or i == len(parts) - 1), 0)
+        rows.setdefault("/".join([name, *parts[:at]]), {})["/".join(parts[at:])] = value
+    by_columns: dict[tuple[str, ...], list[list[Any]]] = {}
+    for name, metrics in rows.items():
+        shown = [m for m in metrics if not m.endswith("MeanR")]
+        by_columns.setdefault(tuple(shown), []).append([name, *[round(metrics[m], 3) for m in shown]])
+    for columns, lines in by_columns.items():
+        table("results", ("evaluation", *columns), lines)
+
+
+def short(value: Any) -> str:
+    """A number as a person would write it: 3.1k, 0.0521, 1.2e-05."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or value.is_integer() and abs(value) < 1e4:
+        return f"{int(value)}"
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.1f}k" if abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:.3g}" if abs(value) < 1e-2 or abs(value) >= 10 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """4s, 3m12s, 2h41m."""
+    s = int(seconds)
+    return f"{s}s" if s < 60 else f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
+
+
+class Logger:
+    """Writes a run's metrics and shows its progress. Only the process that owns the run should have one that is on.
+
+    Rows of metrics.jsonl: training rows have `step` and `loss`, evaluation rows have `step` and their metrics.
+
+    Args:
+        workdir: of the run.
+        steps: length of the run.
+        batch: examples a step.
+        config: `config.log`.
+        start: step that the run goes on from; rows of later steps, written before a crash, are dropped.
+        on: whether to write and print at all.
+    """
+
+    def __init__(self, workdir: Path, steps: int, batch: int, config: Any, start: int = 0, on: bool = True):
+        self.steps, self.batch, self.start, self.on = steps, batch, start, on
+        self.writers: list[Any] = []
+        self.bar = None
+        if not on:
+            return
+        self.path = workdir / "metrics.jsonl"
+        rows = [r for r in read_metrics(self.path) if r["step"] <= start] if self.path.exists() else []
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        temporary.replace(self.path)
+        self.file = self.path.open("a")
+        if config.tensorboard:
+            self.writers.append(_tensorboard(workdir))
+        if config.wandb:
+            self.writers.append(_wandb(workdir, config.wandb))
+        if console.is_terminal:
+            self.bar = Progress(BarColumn(24), TextColumn("{task.description}"), console=console, transient=True)
+            self.task = self.bar.add_task("compiling", total=steps, completed=start)
+            self.bar.start()
+        self.clock = self.began = time.monotonic()
+        self.last = start
+        self.waited = 0.0
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs a training step; `metrics` has `loss`."""
+        if not self.on:
+            return
+        now = time.monotonic()
+        seconds, done = max(now - self.clock, 1e-9), step - self.last
+        rate = self.batch * done / seconds
+        wait = min(self.waited / seconds, 1.0)
+        eta = (self.steps - step) * seconds / max(done, 1)
+        self.clock, self.last, self.waited = now, step, 0.0
+        speed = {"examples_per_s": round(rate, 1), "data_wait": round(wait, 3)}
+        self._write({"step": step, **metrics, **speed, "seconds": round(now - self.began, 1)})
+        shown = "  ".join(f"{k} {short(v)}" for k, v in metrics.items() if k not in ("grad_norm", "lr") and v is not None)
+        line = (
+            f"step {step}/{self.steps} {100 * step // self.steps}%  {shown} | {short(rate)} ex/s  data {100 * wait:.0f}%  "
+            f"mem {memory():.1f}G  ETA {duration(eta)}"
+        )
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=line)
+        else:
+            say(line)
+
+    def evaluate(self, step: int, name: str, metrics: Mapping[str, float], headline: Sequence[str] = ()) -> None:
+        """Logs the results of an evaluator, its metrics under "name/"."""
+        if not self.on:
+            return
+        self._write({"step": step, **{f"{name}/{k}": v for k, v in metrics.items()}})
+        shown = "  ".join(f"{k} {short(metrics[k])}" for k in (headline or list(metrics)[:6]))
+        say(f"eval {name} at step {step}: {shown}")
+
+    def pause(self) -> None:
+        """Starts the clock anew: time spent on evaluation and the like is not training time."""
+        if self.on:
+            self.clock, self.last, self.waited = time.monotonic(), self.last, 0.0
+
+    def resume_at(self, step: int) -> None:
+        """As `pause`, and the next rate counts from `step`."""
+        if self.on:
+            self.pause()
+            self.last = step
+
+    def _write(self, row: dict[str, Any]) -> None:
+        # JSON has no NaN: null.
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for writer in self.writers:
+            try:
+                writer(row)
+            except Exception as e:  # noqa: BLE001 - a run is worth more than its plots
+                warn(f"{writer.__name__}: {type(e).__name__}: {e}; it is switched off, metrics.jsonl goes on.")
+                self.writers = [w for w in self.writers if w is not writer]
+
+    def close(self) -> None:
+        """Ends the bar and the file."""
+        if self.on:
+            if self.bar:
+                self.bar.stop()
+            self.file.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a crash cut short is left out."""
+    rows = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def memory() -> float:
+    """GiB in use: of the first accelerator if it tells, else the most that this process has had."""
+    jax = sys.modules.get("jax")
+    stats = jax.local_devices()[0].memory_stats() if jax else None
+    if stats:
+        return stats["bytes_in_use"] / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _tensorboard(workdir: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ImportError("log.tensorboard needs `pip install mmcl-jax[tensorboard]`.") from None
+    writer = SummaryWriter(str(workdir / "tensorboard"))
+
+    def tensorboard(row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if key != "step" and value is not None:
+                writer.add_scalar(key, value, row["step"])
+
+    return tensorboard
+
+
+def _wandb(workdir: Path, project: str) -> Any:
+    try:
+        import wandb as library
+    except ImportError:
+        raise ImportError("log.wandb needs `pip install mmcl-jax[wandb]`.") from None
+    # The workdir's name is the run's, so that a continued run goes on in the same one.
+    run = library.init(project=project, dir=str(workdir), id=workdir.name, resume="allow")
+
+    def wandb(row: dict[str, Any]) -> None:
+        run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    return wandb

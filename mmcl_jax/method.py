@@ -1,0 +1,132 @@
+"""What a method is: a frozen object of pure functions. The trainer and the evaluators know nothing else of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from mmcl_jax import named
+from mmcl_jax.losses import unit
+from mmcl_jax.types import Array, Batch, Ctx, Encoded, PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods: encoders, readouts and the functions that most of them share.
+
+    Of the functions, `loss` must be written; the others have a default that suits dual encoders.
+    Parameters live under the encoder's name, its readout's under "<name>_readout".
+
+    Attributes:
+        encoders: one per modality; stream "image/v1" is encoded by encoders["image"].
+        readouts: one per modality that has a place in a shared space.
+        streams: the streams that `loss` requires; checked against the config before anything compiles.
+        spaces: the embedding spaces and the modalities that live in each.
+    """
+
+    encoders: Mapping[str, nn.Module]
+    readouts: Mapping[str, nn.Module]
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    spaces: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree]:
+        """Initial (params, extra) for streams like those of `batch`; one row of each is enough."""
+        params = {}
+        for i, (name, encoder) in enumerate(sorted(self.encoders.items())):
+            key_encoder, key_readout = jax.random.split(jax.random.fold_in(rng, i))
+            encoded, variables = encoder.init_with_output(key_encoder, batch[self._sample_of(name, batch)])
+            params[name] = variables["params"]
+            if name in self.readouts:
+                params[f"{name}_readout"] = self.readouts[name].init(key_readout, encoded).get("params", {})
+        return params, {}
+
+    def encode(
+        self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx
+    ) -> tuple[dict[str, Encoded], PyTree]:
+        """Encodes every stream of the batch that has an encoder; side data is left out."""
+        encoded = {}
+        for name, stream in batch.items():
+            modality = name.split("/")[0]
+            if modality in self.encoders:
+                variables = {"params": params[modality]}
+                encoded[name] = self.encoders[modality].apply(variables, stream, train=ctx.train)
+        return encoded, extra
+
+    def project(
+        self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx
+    ) -> tuple[dict[str, Array], PyTree]:
+        """Unit vectors [B, D] of every stream of the batch that has an encoder and a readout."""
+        encoded, extra = self.encode(params, extra, batch, ctx)
+        vectors = {}
+        for name, e in encoded.items():
+            modality = name.split("/")[0]
+            if modality in self.readouts:
+                variables = {"params": params[f"{modality}_readout"]}
+                vectors[name] = unit(self.readouts[modality].apply(variables, e))
+        return vectors, extra
+
+    def loss(
+        self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx
+    ) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        """The science: (loss, (extra, metrics)). Metrics are scalars that are worth a place in the log."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(params, extra, batch, ctx).")
+
+    def after_update(self, params: PyTree, extra: PyTree, ctx: Ctx) -> tuple[PyTree, PyTree]:
+        """What happens to the parameters after the optimizer's step: clamps and the like."""
+        return params, extra
+
+    def embed(
+        self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx, space: str | None = None
+    ) -> dict[str, Array]:
+        """Unit vectors [B, D] of what the batch has of a space (default: the method's first)."""
+        members = self.spaces[space or next(iter(self.spaces))]
+        wanted = {k: v for k, v in batch.items() if k.split("/")[0] in members}
+        return self.project(params, extra, wanted, ctx)[0]
+
+    def items(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> dict[str, PyTree]:
+        """What `score` compares, with leading rows B; the embeddings, unless the method says otherwise."""
+        return self.embed(params, extra, batch, ctx)
+
+    def score(self, params: PyTree, extra: PyTree, items_a: PyTree, items_b: PyTree, ctx: Ctx) -> Array:
+        """Similarity [Na, Nb] of every a to every b; higher is closer."""
+        return items_a @ items_b.T
+
+    def _sample_of(self, modality: str, batch: Batch) -> str:
+        for name in batch:
+            if name.split("/")[0] == modality:
+                return name
+        raise ValueError(
+            f"There is an encoder for {modality!r}, but the batch has no such stream; it has {sorted(batch)}. "
+            f"Add data.streams.{modality} to the config, or remove encoders.{modality}."
+        )
+
+
+
+
+def build(config: Any) -> Method:
+    """Builds the method and the encoders that a config names.
+
+    `config.method.name` is a file of `mmcl_jax/methods` or a dotted path of one's own; the rest of `config.method`
+    are the arguments of that file's `make(encoders, ...)`. Encoders likewise.
+
+    Raises:
+        ConfigError: for a name or an argument that does not exist, with what does; for a stream that is missing.
+    """
+    encoders = {}
+    for name, part in config.encoders.items():
+        arguments = dict(dtype=config.dtype) | {k: v for k, v in part.items() if k != "name"}
+        encoders[name] = named.call("mmcl_jax.encoders", part.name, arguments, f"encoders.{name}")
+    arguments = {k: v for k, v in config.method.items() if k != "name"}
+    method = named.call("mmcl_jax.methods", config.method.name, arguments, "method", encoders)
+    missing = [s for s in method.streams if s not in config.data.streams]
+    if missing:
+        raise named.ConfigError(
+            f"Method {config.method.name!r} needs the streams {', '.join(method.streams)}; data.streams lacks "
+            f"{', '.join(missing)}. Add data.streams.{missing[0]}='...ops...'."
+        )
+    return method

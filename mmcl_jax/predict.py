@@ -1,0 +1,296 @@
+"""A trained model at work: embed, score, classify. `mmcl_jax.load("runs/x")` makes one from a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mmcl_jax import method as methods
+from mmcl_jax import log, optim, parallel, step
+from mmcl_jax.augment import DeviceStreams
+from mmcl_jax.augment import ops as device_ops
+from mmcl_jax.checkpoint import Checkpoints, rename_and_fit
+from mmcl_jax.data import pipeline, tokenizers
+from mmcl_jax.data.chain import resolve
+from mmcl_jax.data.record import look_up
+from mmcl_jax.encoders.vit import resize_positions
+from mmcl_jax.types import Batch, Ctx, PyTree, TrainState
+
+TEMPLATES = ("{}",)
+
+
+def device_streams(streams: pipeline.Streams, seed: int) -> DeviceStreams:
+    """The device half that belongs to a host half."""
+    chains = {
+        name: [(op, resolve(op, device_ops)) for op in chain.device] for name, chain in streams.chains.items()
+    }
+    return DeviceStreams(chains, streams.source_of, seed)
+
+
+def sample_batch(streams: pipeline.Streams, device: DeviceStreams) -> Batch:
+    """One row of zeros in the shape of each stream, as the method sees it; for `Method.init`."""
+    host = {
+        name: {k: jnp.zeros((1, *v.shape), v.dtype) for k, v in spec.items()} | {"present": jnp.ones(1, bool)}
+        for name, spec in streams.spec.items()
+    }
+    return device({"streams": host, "position": jnp.zeros((1, 2), jnp.uint32)})
+
+
+@dataclasses.dataclass
+class Predictor:
+    """A method with weights, and the evaluation streams that feed it.
+
+    Attributes:
+        method: what was trained.
+        params: its weights.
+        extra: its other state.
+        streams: host half of the evaluation streams.
+        device: device half.
+        mesh: devices; rows are spread over them.
+        batch: rows that are encoded at a time; results don't depend on it.
+        step: steps that the weights were trained for.
+    """
+
+    method: methods.Method
+    params: PyTree
+    extra: PyTree
+    streams: pipeline.Streams
+    device: DeviceStreams
+    mesh: Mesh
+    batch: int = 128
+    step: int = 0
+
+    def __post_init__(self):
+        """Compiles lazily, once per combination of streams."""
+        self.batch = -(-self.batch // self.mesh.size) * self.mesh.size
+
+        def embed(params, extra, host):
+            return self.method.embed(params, extra, self.device(host), Ctx(self.mesh, parallel.BATCH_AXES))
+
+        self._embed = jax.jit(embed, out_shardings=parallel.replicated(self.mesh))
+
+    def embed(self, **values: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Embeds raw values: `embed(image=["cat.jpg"], text=["a cat", "a dog"])`.
+
+        Args:
+            **values: stream -> what its field holds: paths, encoded bytes or uint8 arrays [H, W, 3] for images, str for
+                text.
+
+        Returns:
+            stream -> float32 unit vectors [N, D].
+
+        Raises:
+            ValueError: for a stream that does not exist, or a value that its ops can't read.
+        """
+        unknown = set(values) - set(self.streams.chains)
+        if unknown:
+            raise ValueError(f"There is no stream {sorted(unknown)[0]!r}; this model has {sorted(self.streams.chains)}.")
+        return {name: self._embed_values(name, list(v)) for name, v in values.items()}
+
+    def _embed_values(self, name: str, values: list[Any]) -> np.ndarray:
+        rows = []
+        for start in range(0, len(values), self.batch):
+            chunk = [self.streams.one(name, v) for v in values[start : start + self.batch]]
+            rows.append(self._run({name: pipeline.stack(chunk)}, len(chunk))[name])
+        if not rows:
+            raise ValueError(f"embed({name}=[]): nothing to embed.")
+        return np.concatenate(rows)
+
+    def embed_source(self, source: Any, names: Sequence[str], keep: Sequence[str] = (), limit: int = 0) -> Embeddings:
+        """Embeds every record of a source, a batch at a time.
+
+        Where a stream's field holds a list of texts, each of them becomes a row: several captions of one image.
+        What is missing or can't be read gets no row.
+
+        Args:
+            source: records.
+            names: streams.
+            keep: fields of the records that the caller wants back: labels, flags.
+            limit: only so many records; 0 = all.
+
+        Raises:
+            ValueError: if a stream finds nothing at all.
+        """
+        n = min(len(source), limit) if limit else len(source)
+        vectors: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        owners: dict[str, list[int]] = {name: [] for name in names}
+        texts: dict[str, list[str]] = {name: [] for name in names}
+        waiting: dict[str, list[dict]] = {name: [] for name in names}
+        kept: dict[str, list[Any]] = {field: [] for field in keep}
+
+        def flush(name: str) -> None:
+            rows = waiting[name]
+            vectors[name].append(self._run({name: pipeline.stack(rows)}, len(rows))[name])
+            rows.clear()
+
+        for i in range(n):
+            record = self.streams.record(source[i], i)
+            for field in keep:
+                kept[field].append(look_up(record, field))
+            for name in names:
+                field = self.streams.chains[name].field
+                value = look_up(record, field)
+                for v in value if isinstance(value, list) else [value]:
+                    arrays, _ = self.streams.run(name, _nest(field, v), i)
+                    if arrays is None:
+                        continue
+                    owners[name].append(i)
+                    texts[name] += [v] if isinstance(v, str) else []
+                    waiting[name].append(arrays)
+                    if len(waiting[name]) == self.batch:
+                        flush(name)
+        for name in names:
+            if waiting[name]:
+                flush(name)
+            if not vectors[name]:
+                field = self.streams.chains[name].field
+                raise ValueError(f"Nothing to evaluate: no record has a readable {field!r} (stream {name!r}).")
+        return Embeddings(
+            {k: np.concatenate(v) for k, v in vectors.items()}, {k: np.array(v) for k, v in owners.items()}, texts, kept, n
+        )
+
+    def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int) -> dict[str, np.ndarray]:
+        """Embeds n rows of host streams; fills them up to the batch, so that there is one compiled shape."""
+
+        def fill(x):
+            return np.concatenate([x, np.zeros((self.batch - n, *x.shape[1:]), x.dtype)])
+
+        streams = {k: {a: fill(x) for a, x in v.items()} | {"present": np.arange(self.batch) < n} for k, v in host.items()}
+        rows = parallel.put_rows({"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}, self.mesh)
+        out = self._embed(self.params, self.extra, rows)
+        return {k: np.asarray(v, np.float32)[:n] for k, v in out.items()}
+
+    def score(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Similarity [Na, Nb] of items, as the method compares them; for dual encoders the cosine."""
+        ctx = Ctx(self.mesh, parallel.BATCH_AXES)
+        return np.asarray(self.method.score(self.params, self.extra, jnp.asarray(a), jnp.asarray(b), ctx))
+
+    def class_embeddings(self, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
+        """Text embeddings of classes, [C, D]: each prompt normalised, averaged over templates, normalised again."""
+        prompts = [t.format(c) for c in classes for t in templates]
+        vectors = self.embed(text=prompts)["text"].reshape(len(classes), len(templates), -1).mean(1)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+    def zero_shot(
+        self, images: Sequence[Any], classes: Sequence[str], templates: Sequence[str] = TEMPLATES
+    ) -> tuple[list[str], np.ndarray]:
+        """Classifies images by the names of the classes.
+
+        Args:
+            images: as for `embed`.
+            classes: names.
+            templates: prompts, "a photo of a {}."; several are averaged.
+
+        Returns:
+            The best class of each image, and the cosines [N, C].
+        """
+        cosines = self.embed(image=images)["image"] @ self.class_embeddings(classes, templates).T
+        return [classes[i] for i in cosines.argmax(1)], cosines
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """What `Predictor.embed_source` found.
+
+    Attributes:
+        vectors: stream -> [M, D] unit vectors.
+        owners: stream -> [M] int, the record that each row belongs to.
+        texts: stream -> M texts, for streams whose field is text (or a path).
+        kept: field -> its value in each record.
+        size: number of records.
+    """
+
+    vectors: dict[str, np.ndarray]
+    owners: dict[str, np.ndarray]
+    texts: dict[str, list[str]]
+    kept: dict[str, list[Any]]
+    size: int
+
+
+def _nest(field: str, value: Any) -> dict[str, Any]:
+    """A record in which `look_up` finds `value` at `field`."""
+    for part in reversed(field.split("/")):
+        value = {part: value}
+    return value
+
+
+def load(run: str | Path, step_: int | None = None, batch: int = 128, mesh: Mesh | None = None) -> Predictor:
+    """Opens a run.
+
+    Args:
+        run: its workdir.
+        step_: step of the checkpoint; default: the newest that can be used.
+        batch: rows encoded at a time.
+        mesh: devices; default: all, whatever the run was trained on.
+
+    Raises:
+        FileNotFoundError: if the workdir holds no run, or no checkpoint yet.
+    """
+    run = Path(run)
+    if not (run / "config.json").is_file():
+        raise FileNotFoundError(f"{run} holds no run: it has no config.json. Train one with --workdir {run}.")
+    config = ConfigDict(json.loads((run / "config.json").read_text()))
+    tokenizer = tokenizers.load(run / "tokenizer.json") if (run / "tokenizer.json").exists() else None
+    streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
+    streams.read_spec(run / "eval_streams.json")
+    mesh = mesh or parallel.make_mesh()
+    predictor = untrained(config, streams, mesh, batch)
+    optimizer, _, _ = optim.build(config.optim, config.steps, predictor.params)
+    sample = sample_batch(streams, predictor.device)
+    state = jax.eval_shape(lambda: step.init_state(predictor.method, optimizer, sample, jax.random.key(0)))
+    sharding = parallel.state_sharding(state, mesh)
+    state = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), state, sharding)
+    restored = Checkpoints(run).restore(state, step_)
+    if restored is None:
+        raise FileNotFoundError(f"{run} has no checkpoint yet.")
+    predictor.step, state = restored
+    predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
+    return predictor
+
+
+def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: int = 128) -> Predictor:
+    """A predictor of the config's method whose params are only shapes; put weights in before use."""
+    model = methods.build(config)
+    device = device_streams(streams, config.seed)
+    sample = sample_batch(streams, device)
+    params, extra = jax.eval_shape(lambda: model.init(jax.random.key(0), sample))
+    return Predictor(model, params, extra, streams, device, mesh, batch)
+
+
+def start_from(config: Any, state: TrainState, optimizer: Any, sharding: PyTree) -> TrainState:
+    """A fresh state whose parameters start, as far as they fit, from those of another run: `config.init_from`.
+
+    Args:
+        config: `run`, the other's workdir, and `rules`, see `checkpoint.rename_and_fit`.
+        state: freshly initialised.
+        optimizer: whose state starts anew from the new parameters.
+        sharding: of the state.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+        ConfigError: if nothing fits.
+    """
+    other = load(config.run)
+    theirs = dict(zip(jax.tree.leaves(optim.paths(other.params)), jax.tree.leaves(other.params), strict=True))
+    names = optim.paths(state.params)
+    ours = dict(zip(jax.tree.leaves(names), jax.tree.leaves(state.params), strict=True))
+
+    def resize(path, value, shape):
+        is_table = path.endswith("image/positions") and value.shape[1:] == shape[1:]
+        return resize_positions(value, shape[0]) if is_table else None
+
+    fitted, taken = rename_and_fit(ours, theirs, config.rules, resize)
+    log.say(f"init_from {config.run}: {len(taken)} of {len(ours)} parameters taken over")
+    params = jax.tree.map(lambda name, old: jnp.asarray(fitted[name], old.dtype), names, state.params)
+    params = jax.device_put(params, sharding.params)
+    opt_state = jax.jit(optimizer.init, out_shardings=sharding.opt_state)(params)
+    return state.replace(params=params, opt_state=opt_state)

@@ -1,0 +1,82 @@
+"""The one train step: batch -> loss -> gradients -> update, and nothing at all if anything is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mmcl_jax import optim, parallel
+from mmcl_jax.method import Method
+from mmcl_jax.types import Array, Batch, Ctx, PyTree, TrainState
+
+
+def init_state(method: Method, optimizer, batch: Batch, rng: Array) -> TrainState:
+    """The state before the first step, from one row of each stream. Run it under jit, or `jax.eval_shape`."""
+    params, extra = method.init(rng, batch)
+    params, extra = method.after_update(params, extra, Ctx())
+    # Scalars made in Python are weakly typed, which a restored state is not: it would compile the step twice.
+    params, extra = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), (params, extra))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), extra)
+
+
+def make_train_step(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    by: optim.Multipliers,
+    schedule: optax.Schedule,
+    streams: Callable[[PyTree], Batch],
+    mesh: Mesh,
+    seed: int,
+) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
+    """Builds `step(state, host_batch) -> (state, metrics)`, to be jitted by `compile_step`.
+
+    Args:
+        method: what is trained.
+        optimizer: from `optim.build`, as are the next two.
+        by: learning rate and decay multipliers.
+        schedule: learning rate by step, for the log.
+        streams: the device half of the streams.
+        mesh: the devices.
+        seed: of the run.
+    """
+
+    def train_step(state: TrainState, host: PyTree) -> tuple[TrainState, dict[str, Array]]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        ctx = Ctx(mesh, parallel.BATCH_AXES, train=True, step=state.step, rng=rng)
+        batch = streams(host)
+
+        def loss_fn(params):
+            return method.loss(optim.freeze(params, by), state.extra, batch, ctx)
+
+        (loss, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, extra = method.after_update(optax.apply_updates(state.params, updates), extra, ctx)
+
+        new = (params, opt_state, extra)
+        fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(new)
+        # A step that is not finite changes nothing but the step's number: not the moments, not the queues.
+        new = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, (state.params, state.opt_state, state.extra))
+        metrics = {"loss": loss, **metrics, "grad_norm": grad_norm, "lr": schedule(state.step), "bad": ~fine}
+        return TrainState(state.step + 1, *new), metrics
+
+    return train_step
+
+
+def _all_finite(tree: PyTree) -> Array:
+    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack(finite).all()
+
+
+def compile_step(train_step: Callable, state: PyTree, sharding: PyTree, mesh: Mesh) -> Callable:
+    """Jits the train step: where the state lives is fixed, its buffers are donated, batches come by rows."""
+    return jax.jit(
+        train_step,
+        in_shardings=(sharding, parallel.by_rows(mesh)),
+        out_shardings=(sharding, parallel.replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,306 @@
+"""The one training loop, for every method: read it from top to bottom.
+
+`python -m mmcl_jax.train --config configs/clip.py:tiny` is the same as `mmcl train --config ...`.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmcl_jax import config as configs
+from mmcl_jax import evals, log, named, optim, parallel, predict, step
+from mmcl_jax import method as methods
+from mmcl_jax.checkpoint import Checkpoints, Stop, lock
+from mmcl_jax.data import pipeline, tokenizers
+from mmcl_jax.data.record import look_up
+from mmcl_jax.types import PyTree
+
+RUN_AHEAD = 2  # steps that may be under way on the devices before the loop waits for one
+
+
+def train(config: ConfigDict, workdir: str | Path) -> int:
+    """Trains, evaluates and saves; goes on where the workdir's run was stopped.
+
+    Args:
+        config: resolved; see `configs/common.py`.
+        workdir: where everything of the run is kept.
+
+    Returns:
+        The exit code: 0 when done, 42 after SIGTERM and 130 after Ctrl-C, in both cases saved and ready to go on.
+
+    Raises:
+        ConfigError: before anything is compiled, if the config can't work.
+        RuntimeError: if the data is too faulty, too many steps in a row were not finite, or all checkpoints are damaged.
+    """
+    workdir = Path(workdir)
+    began = time.monotonic()
+
+    # ---- Check -----------------------------------------------------------------------------------------------------
+    configs.validate(config, jax.device_count())
+    mesh = named.checked("mesh", parallel.make_mesh, config.mesh)
+    held = lock(workdir) if jax.process_index() == 0 else None
+    saved = workdir / "config.json"
+    changed = configs.check_continuation(json.loads(saved.read_text()), config.to_dict()) if saved.exists() else {}
+
+    # ---- Data ------------------------------------------------------------------------------------------------------
+    sources, weights = pipeline.open_sources(config.data.train)
+    tokenizer = make_tokenizer(config.data, sources, workdir)
+    streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
+    eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
+    for part in (streams, eval_streams):
+        part.find_spec(sources[0])
+    device = predict.device_streams(streams, config.seed)
+
+    # ---- Model -----------------------------------------------------------------------------------------------------
+    predictor = predict.untrained(config, eval_streams, mesh, batch=min(config.batch, 256))
+    method = predictor.method
+    optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, predictor.params)
+    sample = predict.sample_batch(streams, device)
+
+    def init(key):
+        return step.init_state(method, optimizer, sample, key)
+
+    shapes = jax.eval_shape(init, jax.random.key(config.seed))
+    sharding = parallel.state_sharding(shapes, mesh)
+    if tokenizer is not None:
+        check_vocabulary(config, tokenizer)
+
+    # ---- Say what this is --------------------------------------------------------------------------------------------
+    workdir.mkdir(parents=True, exist_ok=True)
+    on = jax.process_index() == 0
+    if on:
+        describe(config, workdir, mesh, streams, sources, shapes.params)
+        for key, (old, new) in changed.items():
+            log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
+        saved.write_text(configs.to_json(config))
+        eval_streams.write_spec(workdir / "eval_streams.json")
+
+    # ---- State: where it was, or from another run, or from scratch ----------------------------------------------------
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, sharding)
+    restored = checkpoints.restore(abstract)
+    if restored is not None:
+        start, state = restored
+        log.say(f"going on from step {start}")
+    else:
+        start, state = 0, jax.jit(init, out_shardings=sharding)(jax.random.key(config.seed))
+        if config.init_from.run:
+            state = predict.start_from(config.init_from, state, optimizer, sharding)
+    train_step = step.make_train_step(method, optimizer, by, schedule, device, mesh, config.seed)
+    train_step = step.compile_step(train_step, shapes, sharding, mesh)
+
+    # ---- Train -------------------------------------------------------------------------------------------------------
+    records = pipeline.mix(sources, weights, config.seed)
+    data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
+    batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
+    faults = pipeline.FaultCounter(config.data.fault_budget)
+    logger = log.Logger(workdir, config.steps, config.batch, config.log, start, on)
+    steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
+    stop = Stop()
+    exit_code = 0
+    try:
+        for now in range(start + 1, config.steps + 1):
+            waiting = time.monotonic()
+            batch = next(batches)
+            logger.waited += time.monotonic() - waiting if on else 0
+            for reason in faults.add(batch):
+                log.warn(f"can't read an example, it is left out: {reason}")
+            rows = {"streams": batch["streams"], "position": batch["position"]}
+            state, metrics = train_step(state, parallel.put_rows(rows, mesh))
+            if now == start + 1:
+                jax.block_until_ready(metrics)
+                log.say(f"compiled in {log.duration(time.monotonic() - waiting)}")
+                logger.resume_at(now)
+            steps.add(now, metrics, faults.faulty)
+
+            last, stopping = now == config.steps, stop.asked(now)
+            if now % config.checkpoint.every == 0 or last or stopping:
+                steps.flush()
+                checkpoints.save(now, state, config.to_dict())
+                logger.pause()
+            if stopping and not last:
+                exit_code = stop.exit_code
+                log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
+                break
+            if last or (config.eval_every and now % config.eval_every == 0):
+                steps.flush()
+                predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
+                evaluate(predictor, config, logger, now)
+                logger.pause()
+    finally:
+        stop.restore_handlers()
+        logger.close()
+        checkpoints.close()
+    if on and not exit_code:
+        finish(predictor, config, workdir, steps, faults, time.monotonic() - began)
+    if held:
+        held.close()
+    return exit_code
+
+
+class StepWatcher:
+    """Keeps the loop a few steps ahead of the devices, logs, and stops a run that has gone wrong.
+
+    Args:
+        logger: where training rows go.
+        every: steps between rows.
+        max_bad: non-finite steps in a row that are too many.
+        start: steps already taken.
+    """
+
+    def __init__(self, logger: log.Logger, every: int, max_bad: int, start: int):
+        self.logger, self.every, self.max_bad = logger, every, max_bad
+        self.waiting: collections.deque[tuple[int, PyTree, int]] = collections.deque()
+        self.bad = self.bad_in_row = 0
+        self.first = start + 1
+
+    def add(self, now: int, metrics: PyTree, faulty: int) -> None:
+        """Takes a step's metrics, still being computed, and looks at those of the step RUN_AHEAD before."""
+        self.waiting.append((now, metrics, faulty))
+        if len(self.waiting) > RUN_AHEAD:
+            self._look()
+
+    def flush(self) -> None:
+        """Looks at all steps that are under way."""
+        while self.waiting:
+            self._look()
+
+    def _look(self) -> None:
+        now, metrics, faulty = self.waiting.popleft()
+        values: dict[str, Any] = {k: v.item() for k, v in jax.device_get(metrics).items()}
+        bad = values.pop("bad")
+        self.bad += bad
+        self.bad_in_row = self.bad_in_row + 1 if bad else 0
+        if self.bad_in_row >= self.max_bad:
+            raise RuntimeError(
+                f"{self.bad_in_row} steps in a row were not finite, up to step {now}; the weights are those before "
+                "them. Try a lower optim.lr, a longer optim.warmup, optim.clip=1.0 or dtype=float32."
+            )
+        counts = {"bad_steps": self.bad} if self.bad else {}
+        counts |= {"unreadable": faulty} if faulty else {}
+        if now % self.every == 0 or now == self.first:
+            self.logger.train(now, values | counts)
+
+
+def make_tokenizer(config: ConfigDict, sources: list[Any], workdir: Path) -> tokenizers.Tokenizer | None:
+    """The run's tokenizer: its own from before, or the config's, or one trained on the captions; saved with the run."""
+    if not any("tokenize" in text for text in config.streams.values()):
+        return None
+    path = workdir / "tokenizer.json"
+    if path.exists():
+        return tokenizers.load(path)
+    if config.tokenizer.path:
+        tokenizer = tokenizers.load(config.tokenizer.path)
+    else:
+        tokenizer = tokenizers.train(captions(config, sources), config.tokenizer.vocab, config.tokenizer.lower)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path)
+    return tokenizer
+
+
+def captions(config: ConfigDict, sources: list[Any], limit: int = 1_000_000):
+    """Texts of the tokenizer's fields of all sources, evenly spaced ones where there are more than `limit`."""
+    record_ops = pipeline.Streams({}, 0, None, config.record).record
+    found = 0
+    for source in sources:
+        for i in range(0, len(source), max(1, len(source) * len(sources) // limit)):
+            record = record_ops(source[i], i)
+            for field in config.tokenizer.fields:
+                value = look_up(record, field)
+                texts = [value] if isinstance(value, str) else value or []
+                found += len(texts)
+                yield from texts
+    if not found:
+        fields = ", ".join(config.tokenizer.fields)
+        raise named.ConfigError(
+            f"data.tokenizer.fields=({fields}) hold no text; records have {sorted(record_ops(sources[0][0], 0))}."
+        )
+
+
+def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
+    """Refuses a tokenizer with more tokens than the text tower has rows: they would silently share the last one."""
+    rows = config.encoders.get("text", {}).get("vocab")
+    if rows is not None and len(tokenizer) > rows:
+        raise named.ConfigError(
+            f"The tokenizer has {len(tokenizer)} tokens, encoders.text.vocab={rows}. Set "
+            f"--config.encoders.text.vocab={len(tokenizer)} or a smaller data.tokenizer.vocab."
+        )
+
+
+def evaluate(predictor: predict.Predictor, config: ConfigDict, logger: log.Logger, now: int) -> None:
+    """Runs all evaluators of the config."""
+    predictor.step = now
+    for name, part in config.evals.items():
+        try:
+            metrics = evals.run(predictor, name, part)
+        except Exception as e:
+            e.add_note(f"evals.{name} failed at step {now}.")
+            raise
+        logger.evaluate(now, name, metrics)
+
+
+def describe(config: ConfigDict, workdir: Path, mesh: Any, streams: Any, sources: list[Any], params: PyTree) -> None:
+    """Prints what is about to be trained, on what, with what."""
+    kinds = collections.Counter(d.device_kind for d in jax.devices())
+    shape = " x ".join(f"{k} {v}" for k, v in mesh.shape.items())
+    devices = ", ".join(f"{n} x {k}" for k, n in kinds.items())
+    log.say(f"mmcl_jax: {config.method.name} in {workdir}")
+    log.say(f"devices: {devices}; mesh {shape}; jax {jax.__version__}, Python {platform.python_version()}")
+    log.say(f"data: {' + '.join(f'{len(s):,}' for s in sources)} records; batch {config.batch}, {config.steps} steps")
+    rows = []
+    example = streams.element(sources[0][0], 0)
+    for name, chain in streams.chains.items():
+        spec, sent = streams.spec[streams.source_of[name]], example["streams"][streams.source_of[name]]
+        data = spec["data"]
+        rows.append((name, f"{data.dtype}[{config.batch}, {', '.join(map(str, data.shape))}]", _example(sent, streams, chain)))
+    log.table("streams", ("stream", "on the host", "first example"), rows)
+    parts = sorted((k, optim.count(v)) for k, v in params.items() if optim.count(v) > 1)
+    log.say(f"parameters: {optim.count(params):,} ({', '.join(f'{k} {n:,}' for k, n in parts)})")
+
+
+def _example(sent: dict[str, np.ndarray], streams: pipeline.Streams, chain: Any) -> str:
+    data = sent["data"]
+    if not sent["present"]:
+        return "missing"
+    if "mask" in sent and streams.tokenizer is not None:
+        ids = data[sent["mask"]]
+        return f"{streams.tokenizer.decode(ids)!r} ({len(ids)} tokens)"
+    return f"{data.min()}..{data.max()}, mean {data.mean():.1f}"
+
+
+def finish(predictor: predict.Predictor, config: ConfigDict, workdir: Path, steps: StepWatcher, faults: Any, seconds: float) -> None:
+    """The end of a run: results table, curves, a picture of retrieval, summary.json."""
+    from mmcl_jax.evals import figures
+
+    rows = log.read_metrics(workdir / "metrics.jsonl")
+    final = {k: v for r in rows if r["step"] == config.steps and "loss" not in r for k, v in r.items() if k != "step"}
+    losses = [r["loss"] for r in rows if "loss" in r]
+    summary = {"method": config.method.name, "steps": config.steps, "parameters": optim.count(predictor.params),
+               "loss": losses[-1] if losses else None, "seconds": round(seconds, 1), "bad_steps": steps.bad,
+               "unreadable": faults.faulty, "devices": jax.device_count(), "platform": jax.default_backend()}  # fmt: skip
+    (workdir / "summary.json").write_text(json.dumps(summary | {"evals": final}, indent=1) + "\n")
+    log.results_table(final)
+    figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    made = ["curves.png"]
+    shown = next((e for e in config.evals.values() if e.name == "retrieval"), None)
+    if shown is not None:
+        figures.retrieval(predictor, shown.data, workdir / "retrieval.png")
+        made.append("retrieval.png")
+    log.say(f"done in {log.duration(seconds)}: {workdir}/ has summary.json, metrics.jsonl, {', '.join(made)}, checkpoints/")
+
+
+if __name__ == "__main__":
+    from mmcl_jax.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
