@@ -1,14 +1,18 @@
-"""CLIP on emoji, small enough for a laptop. Paper: arXiv 2103.00020; recipe: ours, sized for two CPU cores."""
+"""CLIP (arXiv 2103.00020) on emoji, sized for two CPU cores; the recipe is ours.
 
-from . import common
+    bash launch/quickstart.sh                                        # builds OpenMoji, trains this config, evaluates
+    mmcl data build emoji_styles/all && mmcl train --config configs/clip_emoji.py:styles
+    mmcl train --config configs/clip_emoji.py:tiny                   # synthetic data, a minute, no data set needed
+"""
+
+from . import common, emoji
 
 
 def get_config(arg: str = ""):
-    """Variants: "" (OpenMoji), "styles" (five styles, evaluated on three unseen ones), "tiny" (synthetic)."""
+    """Variants: "" (OpenMoji from pip), "styles" (five styles, and three never trained on), "tiny" (synthetic)."""
     c = common.base()
     c.method = dict(name="clip", embed_dim=128)
-    c.encoders.image = dict(name="vit", size="Ti", width=128, depth=4, heads=4, mlp=512, patch=8, pool="mean")
-    c.encoders.text = dict(name="text", size="Ti", width=128, depth=2, heads=4, mlp=512, vocab=4096)
-    if arg == "tiny":
-        common.tiny(c)
-    return c
+    tower = dict(size="Ti", width=128, heads=4)
+    c.encoders.image = dict(name="vit", patch=8, pool="mean", depth=4, **tower)
+    c.encoders.text = dict(name="text", vocab=4096, depth=2, **tower)
+    return emoji.finish(c, arg, statistics="clip")

@@ -49,7 +49,7 @@ def base() -> ConfigDict:
     )
 
 
-def tiny(c: ConfigDict) -> None:
+def tiny(c: ConfigDict) -> ConfigDict:
     """Turns a config of an image-text method into its `:tiny` variant: synthetic data, two layers, a minute on a CPU."""
     synthetic = dict(source="synthetic", size=512, missing=0.05)
     with c.unlocked():
@@ -69,3 +69,4 @@ def tiny(c: ConfigDict) -> None:
             val=dict(name="retrieval", data=held_out),
             zeroshot=dict(name="zeroshot", data=held_out, templates=("a {}",)),
         )
+    return c

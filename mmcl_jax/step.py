@@ -58,7 +58,8 @@ def make_train_step(
         params, extra = method.after_update(optax.apply_updates(state.params, updates), extra, ctx)
 
         new = (params, opt_state, extra)
-        fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(new)
+        # Finite gradients (their norm squares them) make finite updates; `extra` has its own way from the batch.
+        fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(extra)
         # A step that is not finite changes nothing but the step's number: not the moments, not the queues.
         new = jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, (state.params, state.opt_state, state.extra))
         metrics = {"loss": loss, **metrics, "grad_norm": grad_norm, "lr": schedule(state.step), "bad": ~fine}
@@ -69,7 +70,7 @@ def make_train_step(
 
 def _all_finite(tree: PyTree) -> Array:
     finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack(finite).all()
+    return jnp.array(finite).all()
 
 
 def compile_step(train_step: Callable, state: PyTree, sharding: PyTree, mesh: Mesh) -> Callable:

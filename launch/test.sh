@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Makes the environment and runs the tests.
+#
+#   bash launch/test.sh [--slow] [--setup-only] [--help] [arguments of pytest]
+#
+#   --slow         the tests marked slow too
+#   --setup-only   stop after installing
+#   MMCL_VENV      folder of the virtual environment; default: .venv of the clone
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+
+setup_only=false
+marks=(-m "not slow")
+rest=()
+for argument in "$@"; do
+  case $argument in
+    --setup-only) setup_only=true ;;
+    --slow) marks=() ;;
+    --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
+    *) rest+=("$argument") ;;
+  esac
+done
+
+environment demo,test
+if $setup_only; then exit 0; fi
+exec python -m pytest ${marks[@]+"${marks[@]}"} ${rest[@]+"${rest[@]}"}
