@@ -12,7 +12,6 @@ def get_config(arg: str = ""):
     """Variants: "" (OpenMoji from pip), "styles" (five styles, and three never trained on), "tiny" (synthetic)."""
     c = common.base()
     c.method = dict(name="clip", embed_dim=128)
-    tower = dict(size="Ti", width=128, heads=4)
-    c.encoders.image = dict(name="vit", patch=8, pool="mean", depth=4, **tower)
-    c.encoders.text = dict(name="text", vocab=4096, depth=2, **tower)
+    c.encoders.image = dict(name="vit", size="Ti", depth=4, patch=16, pool="mean")
+    c.encoders.text = dict(name="text", size="Ti", width=128, heads=4, depth=2, vocab=4096)
     return emoji.finish(c, arg, statistics="clip")

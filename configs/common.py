@@ -1,6 +1,10 @@
 """What all configs start from: every key that is not an argument of a method, an encoder, a source or an evaluator."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from mmcl_jax.encoders.layers import SIZES
 
 
 def base() -> ConfigDict:
@@ -49,20 +53,44 @@ def base() -> ConfigDict:
     )
 
 
+def variant(variants: dict[str, Any], arg: str, default: str) -> Any:
+    """The variant that a config is asked for; "tiny" starts from the default.
+
+    Raises:
+        ValueError: if there is no such variant.
+    """
+    if arg not in (*variants, "", "tiny"):
+        raise ValueError(f"Variant {arg!r}; possible: {', '.join(variants)}, tiny.")
+    return variants[default if arg in ("", "tiny") else arg]
+
+
+def width(size: str) -> int:
+    """Features per token of a named size."""
+    return SIZES[size][0]
+
+
 def tiny(c: ConfigDict) -> ConfigDict:
     """Turns a config of an image-text method into its `:tiny` variant: synthetic data, two layers, a minute on a CPU."""
     synthetic = dict(source="synthetic", size=512, missing=0.05)
     with c.unlocked():
         c.data.train = synthetic
         c.data.record = ""
-        c.data.streams = dict(image="decode|crop(16, scale=(.7, 1)) || normalize", text="captions: pick|tokenize(12)")
-        c.data.eval_streams = dict(image="decode || normalize", text="captions: first|tokenize(12)")
+        c.dtype = "float32"
+        c.data.update(threads=2, workers=0)
+        sot = ", sot=False" if c.encoders.text.get("pool") == "last" else ""
+        text = f"tokenize(12{sot})"
+        c.data.streams = dict(image="decode|crop(16, scale=(.7, 1)) || normalize", text=f"captions: pick|{text}")
+        c.data.eval_streams = dict(image="decode || normalize", text=f"captions: first|{text}")
         c.data.tokenizer.fields = ("captions",)
         c.data.tokenizer.vocab = c.encoders.text.vocab = 400
-        c.encoders.image.update(size="mu", width=32, depth=2, heads=2, mlp=64, patch=4)
-        c.encoders.text.update(size="mu", width=32, depth=2, heads=2, mlp=64)
+        for tower in (c.encoders.image, c.encoders.text):
+            tower.update(size="mu", width=32, depth=2, heads=2, mlp=64, remat="none", scan=False)
+        c.encoders.image.patch = 4
         c.method.embed_dim = 32
-        c.batch, c.steps, c.optim.lr, c.optim.warmup = 64, 120, 3e-3, 10
+        if "bias_init" in c.method:
+            c.method.bias_init = -4.0  # for a batch of 64; see configs/siglip_emoji.py
+        c.batch, c.steps = 64, 120
+        c.optim.update(lr=3e-3, warmup=10, clip=1.0, decay=0.01)
         c.log.every, c.checkpoint.every, c.eval_every = 10, 50, 0
         held_out = dict(source="synthetic", size=64, split="test")
         c.evals = dict(

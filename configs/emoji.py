@@ -16,14 +16,14 @@ def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> Config
         return common.tiny(c)
     label, tags = ("labels/en", "tags/en") if arg else ("label", "tags")
     c.data.record = f"collect('captions', '{label}', '{tags}')"
-    tokenize = f"tokenize(16, sot={sot})"
+    tokenize = f"tokenize(12, sot={sot})"
     c.data.streams = dict(
-        image=f"decode|crop(64, scale=(.5, 1), ratio=(.8, 1.25)) || gray(.2)|normalize('{statistics}')",
-        text=f"captions: pick|{tokenize}",
+        image=f"decode|crop(64, scale=(.6, 1), ratio=(.8, 1.25)) || gray(.2)|normalize('{statistics}')",
+        text=f"captions: pick(.7)|{tokenize}",
     )
     c.data.eval_streams = dict(image=f"decode || normalize('{statistics}')", text=f"{label}: {tokenize}")
     c.data.tokenizer.update(fields=("captions",), vocab=4096)
-    c.optim.update(lr=1e-3, warmup=100, decay=0.1)
+    c.optim.update(lr=1.5e-3, warmup=100, decay=0.1)
     if arg == "styles":
         _styles(c)
     else:
@@ -33,7 +33,7 @@ def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> Config
 
 def _openmoji(c: ConfigDict) -> None:
     """One style, for the quickstart: some four minutes."""
-    c.batch, c.steps, c.eval_every, c.checkpoint.every = 256, 600, 150, 200
+    c.batch, c.steps, c.eval_every, c.checkpoint.every = 128, 450, 150, 150
     c.data.train = _set("openmoji/color", "train")
     c.evals = dict(
         seen=dict(name="retrieval", data=_set("openmoji/color", "train")),
@@ -44,8 +44,7 @@ def _openmoji(c: ConfigDict) -> None:
 
 def _styles(c: ConfigDict) -> None:
     """Five styles; evaluated on concepts never trained on, and on styles never trained on."""
-    c.batch, c.steps, c.eval_every, c.checkpoint.every = 256, 6000, 1000, 1000
-    c.log.every = 50
+    c.batch, c.steps, c.eval_every, c.checkpoint.every = 256, 1800, 300, 300
     c.data.train = {style: _set(f"emoji_styles/{style}", "train") for style in TRAINED}
     unseen = {style: _set(f"emoji_styles/{style}", "train") for style in UNSEEN}
     held_out = _set("emoji_styles/openmoji", "test")
@@ -57,5 +56,5 @@ def _styles(c: ConfigDict) -> None:
     )
 
 
-def _set(name: str, split: str) -> dict[str, str]:
-    return dict(source="tfds", name=name, split=split)
+def _set(name: str, split: str) -> dict:
+    return dict(source="tfds", name=name, split=split, in_memory=True)

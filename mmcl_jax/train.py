@@ -22,7 +22,6 @@ from mmcl_jax import evals, log, named, optim, parallel, predict, step
 from mmcl_jax import method as methods
 from mmcl_jax.checkpoint import Checkpoints, Stop, lock
 from mmcl_jax.data import pipeline, tokenizers
-from mmcl_jax.data.record import look_up
 from mmcl_jax.types import PyTree
 
 RUN_AHEAD = 2  # steps that may be under way on the devices before the loop waits for one
@@ -54,7 +53,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
 
     # ---- Data ------------------------------------------------------------------------------------------------------
     sources, weights = pipeline.open_sources(config.data.train)
-    tokenizer = make_tokenizer(config.data, sources, workdir)
+    tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, save=jax.process_index() == 0)
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
     eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
     for part in (streams, eval_streams):
@@ -190,42 +189,6 @@ class StepWatcher:
         counts |= {"unreadable": faulty} if faulty else {}
         if now % self.every == 0 or now == self.first:
             self.logger.train(now, values | counts)
-
-
-def make_tokenizer(config: ConfigDict, sources: list[Any], workdir: Path) -> tokenizers.Tokenizer | None:
-    """The run's tokenizer: its own from before, or the config's, or one trained on the captions; saved with the run."""
-    if not any("tokenize" in text for text in config.streams.values()):
-        return None
-    path = workdir / "tokenizer.json"
-    if path.exists():
-        return tokenizers.load(path)
-    if config.tokenizer.path:
-        tokenizer = tokenizers.load(config.tokenizer.path)
-    else:
-        tokenizer = tokenizers.train(captions(config, sources), config.tokenizer.vocab, config.tokenizer.lower)
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(path)
-    return tokenizer
-
-
-def captions(config: ConfigDict, sources: list[Any], limit: int = 1_000_000):
-    """Texts of the tokenizer's fields of all sources, evenly spaced ones where there are more than `limit`."""
-    record_ops = pipeline.Streams({}, 0, None, config.record).record
-    found = 0
-    for source in sources:
-        for i in range(0, len(source), max(1, len(source) * len(sources) // limit)):
-            record = record_ops(source[i], i)
-            for field in config.tokenizer.fields:
-                value = look_up(record, field)
-                texts = [value] if isinstance(value, str) else value or []
-                found += len(texts)
-                yield from texts
-    if not found:
-        fields = ", ".join(config.tokenizer.fields)
-        raise named.ConfigError(
-            f"data.tokenizer.fields=({fields}) hold no text; records have {sorted(record_ops(sources[0][0], 0))}."
-        )
 
 
 def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:

@@ -1,6 +1,15 @@
-"""What all evaluators ask of embeddings."""
+"""What all evaluators ask of embeddings, and how embeddings are written to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from mmcl_jax.predict import Predictor
 
 
 def check_finite(*arrays: np.ndarray) -> None:
@@ -13,3 +22,30 @@ def check_finite(*arrays: np.ndarray) -> None:
         bad = ~np.isfinite(x).all(-1)
         if bad.any():
             raise ValueError(f"{bad.sum()} of {len(x)} embeddings are not finite; metrics of them would mean nothing.")
+
+
+def write(predictor: Predictor, source: Any, out: Path) -> list[tuple[Path, int]]:
+    """Embeds a source and writes each stream's embeddings, as npz and as parquet.
+
+    Args:
+        predictor: the model.
+        source: records.
+        out: folder for "<stream>.npz" (arrays `id` [M] str and `embedding` [M, D] float32) and "<stream>.parquet"
+            (the same as columns, and `text` where the stream is made of text).
+
+    Returns:
+        The paths written, and the number of rows in each.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = predictor.embed_source(source, list(predictor.streams.chains), ("id",))
+    written = []
+    for name, vectors in found.vectors.items():
+        ids = [str(found.kept["id"][i]) for i in found.owners[name]]
+        texts = found.texts[name] if len(found.texts[name]) == len(ids) else None
+        path = out / name.replace("/", "_")
+        np.savez_compressed(path.with_suffix(".npz"), id=np.array(ids), embedding=vectors)
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        columns = {"id": pa.array(ids), "embedding": rows} | ({"text": pa.array(texts)} if texts else {})
+        pa.parquet.write_table(pa.table(columns), path.with_suffix(".parquet"))
+        written += [(path.with_suffix(".npz"), len(ids)), (path.with_suffix(".parquet"), len(ids))]
+    return written

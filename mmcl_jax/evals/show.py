@@ -1,0 +1,53 @@
+"""`mmcl data show`: the streams of a config as the model will see them, augmented, on a contact sheet."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmcl_jax.data import pipeline
+from mmcl_jax.evals import figures
+from mmcl_jax.predict import device_streams
+
+
+def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bool = False) -> None:
+    """Draws the first examples of the training stream, after both halves of their ops.
+
+    Images are scaled to the range that the sheet's images have; under each stand its texts, decoded from their ids.
+
+    Args:
+        config: resolved.
+        out: the PNG.
+        count: number of examples.
+        evaluation: the evaluation's streams instead of training's.
+
+    Raises:
+        ValueError: if no stream is an image.
+    """
+    sources, weights = pipeline.open_sources(config.data.train)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = pipeline.make_tokenizer(config.data, sources, Path(folder), save=False)
+    chosen = config.data.eval_streams if evaluation else config.data.streams
+    streams = pipeline.Streams(chosen, config.seed, tokenizer, config.data.record)
+    streams.find_spec(sources[0])
+    records = pipeline.Pipeline(pipeline.mix(sources, weights, config.seed), streams, count)
+    host = pipeline.stack([records[i] for i in range(count)])
+    batch = jax.jit(device_streams(streams, config.seed))({k: host[k] for k in ("streams", "position")})
+    images = {k: np.asarray(s.data, np.float32) for k, s in batch.items() if s.data.ndim == 4}
+    if not images:
+        raise ValueError(f"No stream is an image; there is {', '.join(batch)}.")
+    titles = [""] * count
+    for name, stream in batch.items():
+        if stream.mask is not None and stream.data.ndim == 2:
+            rows = zip(np.asarray(stream.data), np.asarray(stream.mask), strict=True)
+            titles = [f"{t} {name}:{tokenizer.decode(ids[mask])}" for t, (ids, mask) in zip(titles, rows, strict=True)]
+    low, high = (f([f(x) for x in images.values()]) for f in (np.min, np.max))
+    sheet = [[(x[i] - low) / (high - low) for x in images.values()] for i in range(count)]
+    named = [[f"{name}{title}" if len(images) > 1 else title for name in images] for title in titles]
+    flat = itertools.chain.from_iterable
+    figures.contact_sheet(list(flat(sheet)), list(flat(named)), out)

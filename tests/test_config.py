@@ -1,0 +1,78 @@
+"""Configs: loading, overriding, comparing, refusing."""
+
+import json
+
+import pytest
+
+from mmcl_jax import config as configs
+from mmcl_jax.named import ConfigError
+
+
+@pytest.fixture
+def tiny(repository):
+    return lambda *overrides: configs.load(f"{repository}/configs/clip_emoji.py:tiny", overrides)
+
+
+def test_overrides(tiny):
+    c = tiny("batch=8", "optim.lr=1", "dtype=bfloat16", "optim.rules=('text/: lr=0',)", "encoders.image.pool=class")
+    assert c.batch == 8 and c.optim.lr == 1.0 and isinstance(c.optim.lr, float) and c.dtype == "bfloat16"
+    assert c.optim.rules == ("text/: lr=0",)
+    assert c.encoders.image.pool == "class"
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("bach=8", "did you mean 'batch'"),
+        ("optim.l=1", "optim"),
+        ("nothing.at.all=1", "there is no 'nothing'"),
+        ("batch=True", "expected int"),
+        ("batch=1.5", "expected int"),
+        ("optim.lr=fast", "expected float"),
+        ("log.tensorboard=1", "expected bool"),
+        ("optim=3", "has parts"),
+        ("batch", "write --config.batch=value"),
+    ],
+)
+def test_wrong_overrides(tiny, override, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(override)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("batch=-8", "must be positive"),
+        ("batch=12", "does not divide among 8 devices. Set --config.batch=8 or 16"),
+        ("optim.warmup=1000000", "optim.warmup"),
+        ("optim.average=1.0", "optim.average"),
+        ("data.fault_budget=7.0", "is a share"),
+        ("dtype=float16", "possible: float32"),
+    ],
+)
+def test_values_that_cannot_work(tiny, override, message):
+    with pytest.raises(ConfigError, match=message):
+        configs.validate(tiny(override), devices=8)
+
+
+def test_missing_file_names_its_neighbours(repository):
+    with pytest.raises(ConfigError, match=r"There is no config .*clip_emogi.py. There is: .*clip_emoji.py"):
+        configs.load(f"{repository}/configs/clip_emogi.py")
+    with pytest.raises(ValueError, match="possible"):
+        configs.load(f"{repository}/configs/clip.py:XXL")
+
+
+def test_json_is_the_whole_config(tiny, tmp_path):
+    c = tiny("batch=8")
+    (tmp_path / "config.json").write_text(configs.to_json(c))
+    again = configs.load(str(tmp_path / "config.json"))
+    assert configs.diff(c.to_dict(), again.to_dict()) == {}
+    assert json.loads(configs.to_json(again)) == json.loads(configs.to_json(c))
+
+
+def test_a_continuation_may_change_little(tiny):
+    saved = json.loads(configs.to_json(tiny()))
+    changed = configs.check_continuation(saved, tiny("steps=7", "log.every=3").to_dict())
+    assert changed == {"steps": (120, 7), "log.every": (10, 3)}
+    with pytest.raises(ConfigError, match="optim.lr: 0.003 -> 0.5"):
+        configs.check_continuation(saved, tiny("optim.lr=0.5").to_dict())

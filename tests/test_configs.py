@@ -1,0 +1,133 @@
+"""Every config that is not a fragment, in its :tiny variant: learns, is the same on any devices, resumes bitwise."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mmcl_jax import config as configs
+from mmcl_jax import log, optim, parallel, predict, step, train
+from mmcl_jax import method as methods
+from mmcl_jax.data import pipeline
+from mmcl_jax.types import Ctx
+from tests.conftest import make_mesh
+
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
+pytestmark = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+
+
+def tiny(path, *overrides):
+    return configs.load(f"{path}:tiny", overrides)
+
+
+def first_batch(config, tmp_path):
+    """The method, one batch of rows on the host and the device half of its streams."""
+    sources, weights = pipeline.open_sources(config.data.train)
+    tokenizer = pipeline.make_tokenizer(config.data, sources, tmp_path)
+    streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
+    streams.find_spec(sources[0])
+    data = pipeline.Pipeline(pipeline.mix(sources, weights, config.seed), streams, config.batch)
+    host = pipeline.stack([data[i] for i in range(config.batch)])
+    device = predict.device_streams(streams, config.seed)
+    return methods.build(config), {k: host[k] for k in ("streams", "position")}, device
+
+
+def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
+    config = tiny(path, "batch=24")  # 24 rows: 3 on each of 8 devices
+    method, host, device = first_batch(config, tmp_path)
+    params, extra = method.init(jax.random.key(0), device(host))
+
+    def value_and_grad(mesh):
+        ctx = Ctx(mesh, parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
+        placed = jax.device_put(params, parallel.state_sharding(params, mesh))
+
+        def loss(params, host):
+            return method.loss(params, extra, device(host), ctx)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(placed, parallel.put_rows(host, mesh))
+
+    loss, grads = value_and_grad(make_mesh("1"))
+    assert np.isfinite(loss)
+    for name in ("8", "4x2"):
+        other_loss, other = value_and_grad(make_mesh(name))
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-4)
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(grads), strict=True):
+            scale = max(float(np.abs(b).max()), 1e-6)
+            np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, rtol=1e-4, atol=2e-5)
+
+
+def test_it_learns_compiles_once_and_evaluates(path, tmp_path, monkeypatch):
+    calls = []
+    original = step.make_train_step
+    monkeypatch.setattr(step, "make_train_step", lambda *a: _counted(original(*a), calls))
+    assert train.train(tiny(path, "checkpoint.every=1000"), tmp_path) == 0
+    rows = log.read_metrics(tmp_path / "metrics.jsonl")
+    losses = [r["loss"] for r in rows if "loss" in r]
+    assert len(losses) >= 10 and np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+    assert len(calls) == 1, "the step was traced more than once"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["evals"]["val/i2t/R@1"] > 10 / 64, "ten times chance"
+    for name in ("curves.png", "retrieval.png", "config.json", "tokenizer.json"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def _counted(function, calls):
+    def traced(*args):
+        calls.append(1)
+        return function(*args)
+
+    return traced
+
+
+def test_a_continued_run_is_bitwise_an_unbroken_one(path, tmp_path):
+    def losses(workdir):
+        return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
+
+    common = ("log.every=1", "batch=16", "steps=6", "checkpoint.every=3", "optim.average=0.9", "optim.warmup=2")
+    whole = tiny(path, *common)
+    whole.evals = {}
+    train.train(whole, tmp_path / "whole")
+    # A run of six steps that ends after three: what a kill leaves, without the killing.
+    part = tmp_path / "part"
+    train.train(whole, part)
+    for folder in ("checkpoints", "manifests"):
+        for entry in (part / folder).glob("6*"):
+            entry.rename(tmp_path / f"{folder}_{entry.name}")
+    train.train(whole, part)
+    assert losses(part) == losses(tmp_path / "whole")
+    assert list(losses(part)) == [1, 2, 3, 4, 5, 6], "each step is logged once"
+    a, b = (predict.load(w) for w in (tmp_path / "whole", part))
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_docstring_says_how_to_run_it(path):
+    text = path.read_text()
+    assert re.search(rf"--config configs/{path.stem}\.py", text), "no command"
+    assert re.search(r"arXiv \d{4}\.\d{4,5}", text), "no paper"
+
+
+def test_full_size_config_is_valid_without_its_data(path):
+    """Everything but the data is built, as shapes: the defaults of the paper's recipe make a model."""
+    config = configs.load(str(path))
+    configs.validate(config, devices=8)
+    method = methods.build(config)
+    pixels = int(re.search(r"(?:resize|crop)\((\d+)", config.data.streams.image).group(1))
+    length = int(re.search(r"tokenize\((\d+)", config.data.streams.text).group(1))
+    from mmcl_jax.types import Stream
+
+    def init():
+        batch = {
+            "image": Stream(jax.numpy.zeros((1, pixels, pixels, 3))),
+            "text": Stream(jax.numpy.zeros((1, length), int), jax.numpy.ones((1, length), bool)),
+        }
+        return method.init(jax.random.key(0), batch)
+
+    params, _ = jax.eval_shape(init)
+    assert optim.count(params) > 1e6
+    optim.build(config.optim, config.steps, params)

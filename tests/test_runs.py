@@ -1,0 +1,157 @@
+"""Runs as processes: killed at any step, stopped by a signal, started wrongly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mmcl_jax import log
+
+RUN = (
+    "--config", "configs/clip_emoji.py:tiny", "--config.batch=16", "--config.steps=8", "--config.log.every=1",
+    "--config.checkpoint.every=3", "--config.optim.warmup=2", "--config.data.train.size=64",
+)  # fmt: skip
+
+
+def mmcl(repository, *arguments, code=None, **kwargs):
+    """Runs the command line in a process of its own, on one device; `code` is run before it."""
+    start = f"{code or ''}\nimport sys; from mmcl_jax.cli import main; sys.exit(main({list(arguments)!r}))"
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)}
+    return subprocess.Popen([sys.executable, "-c", start], cwd=repository, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def losses(workdir):
+    return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Losses of the run that nothing happens to."""
+    from pathlib import Path
+
+    workdir = tmp_path_factory.mktemp("unbroken")
+    code, output = finish(mmcl(Path(__file__).parent.parent, "train", *RUN, "--workdir", str(workdir)))
+    assert code == 0, output
+    return losses(workdir)
+
+
+# The process kills itself once it has logged step n: before the first save, just after one, between saves.
+KILL = """
+import os, signal
+from mmcl_jax import log
+original = log.Logger.train
+def train(self, step, metrics):
+    original(self, step, metrics)
+    if step == {n}:
+        os.kill(os.getpid(), signal.SIGKILL)
+log.Logger.train = train
+"""
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7])
+def test_kill_9_then_the_same_losses(repository, tmp_path, unbroken, n):
+    code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path), code=KILL.format(n=n)))
+    assert code == -signal.SIGKILL, output
+    code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path)))
+    assert code == 0, output
+    assert losses(tmp_path) == unbroken
+    assert "going on from step" in output or n <= 5, "the save before must have been used"
+
+
+def test_sigterm_saves_and_exits_42(repository, tmp_path, unbroken):
+    process = mmcl(repository, "train", *RUN, "--workdir", str(tmp_path), "--config.steps=100000")
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 42, output
+    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert f"stopped by a signal at step {saved}, saved" in output
+    assert saved == max(losses(tmp_path))
+    code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path), f"--config.steps={saved + 2}"))
+    assert code == 0 and f"going on from step {saved}" in output
+
+
+WRONG = {
+    "unknown key": (["--config.optim.learning_rate=1"], "optim.lr"),
+    "mistyped method": (["--config.method.name=clipp"], "did you mean 'clip'"),
+    "mistyped argument": (["--config.method.embed_dims=3"], "method.embed_dim"),
+    "mistyped size": (["--config.encoders.image.size=Tii"], "possible"),
+    "wrong type": (["--config.batch=many"], "expected int"),
+    "bad value": (["--config.optim.lr=-1.0"], "optim.lr"),
+    "unknown data set": (["--config.data.train.source=tfds", "--config.data.train.name=coco7"], "data.train"),
+    "unknown source": (["--config.data.train.source=imagenet"], "Possible: files, synthetic, tfds"),
+    "unknown op": (["--config.data.streams.image=decode|resise(16)"], "did you mean 'resize'"),
+    "bad patch": (["--config.encoders.image.patch=5"], "multiples of patch=5"),
+}
+
+
+def test_wrong_input_is_refused_before_compiling(tmp_path, capsys, monkeypatch, repository):
+    """All in one process: each takes a second, and none may reach the compiler."""
+    import jax
+
+    from mmcl_jax.cli import main
+
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(jax, "jit", lambda *a, **k: pytest.fail("reached the compiler"))
+    for name, (arguments, expected) in WRONG.items():
+        workdir = tmp_path / name.replace(" ", "_")
+        code = main(["train", "--config", "configs/clip_emoji.py:tiny", "--workdir", str(workdir), *arguments])
+        error = capsys.readouterr().err
+        assert code == 2, f"{name}: {error}"
+        assert expected in error, f"{name}: {error}"
+        assert "Traceback" not in error
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path, capsys, monkeypatch, repository):
+    from mmcl_jax.cli import main
+
+    monkeypatch.chdir(repository)
+    arguments = ["train", "--config", "configs/clip_emoji.py:tiny", "--workdir", str(tmp_path), "--config.batch=20"]
+    assert main(arguments) == 2
+    assert "batch=20 does not divide among 8 devices" in capsys.readouterr().err
+
+
+def test_eval_embed_and_show(repository, tmp_path, capsys, monkeypatch):
+    import numpy as np
+    import pyarrow.parquet
+
+    from mmcl_jax.cli import main
+
+    monkeypatch.chdir(repository)
+    run = str(tmp_path / "run")
+    assert main(["train", *RUN, "--workdir", run]) == 0
+    assert main(["eval", run]) == 0
+    assert "zeroshot" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/eval_8.json").read_text())["step"] == 8
+    assert main(["embed", run, "--data", "synthetic:split=test", "--out", str(tmp_path / "out")]) == 0
+    with np.load(tmp_path / "out/image.npz") as written:
+        np.testing.assert_allclose(np.linalg.norm(written["embedding"], axis=1), 1, rtol=1e-5)
+        rows = len(written["id"])
+    assert pyarrow.parquet.read_table(tmp_path / "out/image.parquet").num_rows == rows
+    assert pyarrow.parquet.read_table(tmp_path / "out/text.parquet").column_names == ["id", "embedding", "text"]
+    sheet = tmp_path / "streams.png"
+    assert main(["data", "show", "--config", "configs/clip_emoji.py:tiny", "--out", str(sheet), "--count", "6"]) == 0
+    assert sheet.stat().st_size > 1000
+
+
+def test_import_needs_neither_tensorflow_nor_torch(repository):
+    code = (
+        "import sys; sys.modules['tensorflow'] = None; sys.modules['torch'] = None; import mmcl_jax, mmcl_jax.train; "
+        "import mmcl_jax.data.datasets.openmoji; assert 'wandb' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

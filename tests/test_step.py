@@ -1,0 +1,96 @@
+"""The train step: what is not finite changes nothing, rules freeze and scale, averages average."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmcl_jax import config as configs
+from mmcl_jax import log, optim, step, train
+from mmcl_jax import method as methods
+from mmcl_jax.types import Stream
+from tests.conftest import make_mesh
+
+
+@pytest.fixture
+def setup(repository):
+    """Builds (step function, state, batch) of a tiny CLIP with overrides."""
+
+    def build(*overrides):
+        config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", overrides)
+        method = methods.build(config)
+        rng = np.random.default_rng(0)
+        batch = {
+            "image": Stream(jnp.asarray(rng.normal(size=(8, 16, 16, 3)), jnp.float32)),
+            "text": Stream(jnp.asarray(rng.integers(3, 300, (8, 12)), jnp.int32), jnp.ones((8, 12), bool)),
+        }
+        shapes, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
+        optimizer, schedule, by = optim.build(config.optim, config.steps, shapes)
+        state = jax.jit(lambda: step.init_state(method, optimizer, batch, jax.random.key(0)))()
+        function = step.make_train_step(method, optimizer, by, schedule, lambda host: host, make_mesh("1"), 0)
+        return jax.jit(function), state, batch
+
+    return build
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(setup):
+    function, state, batch = setup("optim.average=0.9")
+    state, _ = function(state, batch)
+    bad = batch | {"image": Stream(batch["image"].data.at[0, 0, 0, 0].set(jnp.nan))}
+    after, metrics = function(state, bad)
+    assert metrics["bad"] and after.step == state.step + 1
+    for name in ("params", "opt_state", "extra"):
+        for a, b in zip(*(jax.tree.leaves(getattr(s, name)) for s in (after, state)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    again, metrics = function(after, batch)
+    assert not metrics["bad"] and np.isfinite(metrics["loss"])
+
+
+def test_many_bad_steps_in_a_row_stop_the_run(tmp_path, repository):
+    config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", ["optim.lr=1e30", "optim.clip=0.0", "steps=60"])
+    config.evals = {}
+    with pytest.raises(RuntimeError, match="10 steps in a row were not finite.*optim.lr"):
+        train.train(config, tmp_path)
+    rows = log.read_metrics(tmp_path / "metrics.jsonl")
+    assert rows and rows[0]["loss"] is not None
+
+
+def test_rules_freeze_and_scale(setup):
+    function, state, batch = setup("optim.rules=('text/: lr=0', 'image/: lr=0.5')", "optim.warmup=0", "optim.decay=0.0")
+    plain, _, _ = setup("optim.warmup=0", "optim.decay=0.0")
+    after, _ = function(state, batch)
+    unruled, _ = plain(state, batch)
+
+    def moved(s, name):
+        return [np.asarray(a - b) for a, b in zip(*(jax.tree.leaves(x.params[name]) for x in (s, state)), strict=True)]
+
+    assert all((d == 0).all() for d in moved(after, "text"))
+    for half, whole in zip(moved(after, "image"), moved(unruled, "image"), strict=True):
+        np.testing.assert_allclose(half, whole / 2, rtol=2e-2, atol=1e-6)  # clipping sees other norms
+
+
+def test_decay_spares_biases_norms_and_scales():
+    params = {"image": {"dense": {"kernel": 1.0, "bias": 1.0}, "norm1": {"scale": 1.0}}, "log_scale": 1.0}
+    by = optim.multipliers(params, (), r"(bias|scale|class_token)$")
+    assert by.decay == {"image": {"dense": {"kernel": 1.0, "bias": 0.0}, "norm1": {"scale": 0.0}}, "log_scale": 0.0}
+
+
+@pytest.mark.parametrize("rule", ["txt/: lr=0", "text/ lr=0", "text/: rate=1", "text/: lr"])
+def test_rules_that_cannot_work_are_refused(rule):
+    with pytest.raises(ValueError, match="optim.rules"):
+        optim.multipliers({"text": {"w": 1.0}}, (rule,), "")
+
+
+def test_average_of_weights():
+    optimizer = optim.with_average(optax.sgd(1.0), 0.5)
+    params = {"w": jnp.float32(0)}
+    state = optimizer.init(params)
+    average = 0.0
+    for n in range(1, 4):
+        updates, state = optimizer.update({"w": jnp.float32(-1)}, state, params)
+        params = optax.apply_updates(params, updates)
+        d = min(0.5, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * n
+    assert optim.to_evaluate(params, state)["w"] == pytest.approx(average)
+    assert optim.to_evaluate(params, ()) is params
