@@ -71,7 +71,7 @@ def width(size: str) -> int:
 
 def tiny(c: ConfigDict) -> ConfigDict:
     """Turns a config of an image-text method into its `:tiny` variant: synthetic data, two layers, a minute on a CPU."""
-    synthetic = dict(source="synthetic", size=512, missing=0.05)
+    synthetic = dict(source="synthetic", size=1024, missing=0.05)
     with c.unlocked():
         c.data.train = synthetic
         c.data.record = ""
@@ -92,7 +92,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
         c.batch, c.steps = 64, 120
         c.optim.update(lr=3e-3, warmup=10, clip=1.0, decay=0.01)
         c.log.every, c.checkpoint.every, c.eval_every = 10, 50, 0
-        held_out = dict(source="synthetic", size=64, split="test")
+        held_out = dict(source="synthetic", size=256, split="test")
         c.evals = dict(
             val=dict(name="retrieval", data=held_out),
             zeroshot=dict(name="zeroshot", data=held_out, templates=("a {}",)),

@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from mmcl_jax.types import PyTree
 RUN_AHEAD = 2  # steps that may be under way on the devices before the loop waits for one
 
 
-def train(config: ConfigDict, workdir: str | Path) -> int:
+def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> int:
     """Trains, evaluates and saves; goes on where the workdir's run was stopped.
 
     Args:
         config: resolved; see `configs/common.py`.
         workdir: where everything of the run is kept.
+        devices: what to train on; default: all devices of all processes.
 
     Returns:
         The exit code: 0 when done, 42 after SIGTERM and 130 after Ctrl-C, in both cases saved and ready to go on.
@@ -45,8 +47,8 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
     began = time.monotonic()
 
     # ---- Check -----------------------------------------------------------------------------------------------------
-    configs.validate(config, jax.device_count())
-    mesh = named.checked("mesh", parallel.make_mesh, config.mesh)
+    mesh = named.checked("mesh", parallel.make_mesh, config.mesh, devices)
+    configs.validate(config, mesh.size)
     held = lock(workdir) if jax.process_index() == 0 else None
     saved = workdir / "config.json"
     changed = configs.check_continuation(json.loads(saved.read_text()), config.to_dict()) if saved.exists() else {}

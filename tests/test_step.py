@@ -51,14 +51,15 @@ def test_many_bad_steps_in_a_row_stop_the_run(tmp_path, repository):
     config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", ["optim.lr=1e30", "optim.clip=0.0", "steps=60"])
     config.evals = {}
     with pytest.raises(RuntimeError, match="10 steps in a row were not finite.*optim.lr"):
-        train.train(config, tmp_path)
+        train.train(config, tmp_path, jax.devices()[:1])
     rows = log.read_metrics(tmp_path / "metrics.jsonl")
     assert rows and rows[0]["loss"] is not None
 
 
 def test_rules_freeze_and_scale(setup):
-    function, state, batch = setup("optim.rules=('text/: lr=0', 'image/: lr=0.5')", "optim.warmup=0", "optim.decay=0.0")
-    plain, _, _ = setup("optim.warmup=0", "optim.decay=0.0")
+    plainly = ("optim.warmup=0", "optim.decay=0.0", "optim.clip=0.0")  # clipping would see other norms
+    function, state, batch = setup("optim.rules=('text/: lr=0', 'image/: lr=0.5')", *plainly)
+    plain, _, _ = setup(*plainly)
     after, _ = function(state, batch)
     unruled, _ = plain(state, batch)
 
@@ -67,7 +68,7 @@ def test_rules_freeze_and_scale(setup):
 
     assert all((d == 0).all() for d in moved(after, "text"))
     for half, whole in zip(moved(after, "image"), moved(unruled, "image"), strict=True):
-        np.testing.assert_allclose(half, whole / 2, rtol=2e-2, atol=1e-6)  # clipping sees other norms
+        np.testing.assert_allclose(half, whole / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_decay_spares_biases_norms_and_scales():
