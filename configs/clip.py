@@ -34,7 +34,8 @@ def get_config(arg: str = "B"):
         image=f"decode|crop({pixels}, scale=(.9, 1)) || normalize('clip')", text="captions: pick|tokenize(77)"
     )
     c.data.eval_streams = dict(
-        image=f"decode|resize_short({pixels})|center_crop({pixels}) || normalize('clip')", text="captions: first|tokenize(77)"
+        image=f"decode|resize_short({pixels})|center_crop({pixels}) || normalize('clip')",
+        text="captions: first|tokenize(77)",
     )
     c.data.tokenizer.update(fields=("captions",), vocab=49_408)
     c.data.update(threads=16, workers=8)

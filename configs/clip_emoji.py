@@ -1,8 +1,8 @@
 """CLIP (arXiv 2103.00020) on emoji, sized for two CPU cores; the recipe is ours.
 
-    bash launch/quickstart.sh                                        # builds OpenMoji, trains this config, evaluates
-    mmcl data build emoji_styles/all && mmcl train --config configs/clip_emoji.py:styles
-    mmcl train --config configs/clip_emoji.py:tiny                   # synthetic data, a minute, no data set needed
+bash launch/quickstart.sh                                        # builds OpenMoji, trains this config, evaluates
+mmcl data build emoji_styles/all && mmcl train --config configs/clip_emoji.py:styles
+mmcl train --config configs/clip_emoji.py:tiny                   # synthetic data, a minute, no data set needed
 """
 
 from . import common, emoji

@@ -70,7 +70,7 @@ def width(size: str) -> int:
 
 
 def tiny(c: ConfigDict) -> ConfigDict:
-    """Turns a config of an image-text method into its `:tiny` variant: synthetic data, two layers, a minute on a CPU."""
+    """Turns a config of an image-text method into its `:tiny` variant: synthetic data, two layers, a minute."""
     synthetic = dict(source="synthetic", size=1024, missing=0.05)
     with c.unlocked():
         c.data.train = synthetic

@@ -1,8 +1,8 @@
 """SigLIP (arXiv 2303.15343) on emoji, sized for two CPU cores; the recipe is ours.
 
-    mmcl data build openmoji/color && mmcl train --config configs/siglip_emoji.py
-    mmcl data build emoji_styles/all && mmcl train --config configs/siglip_emoji.py:styles
-    mmcl train --config configs/siglip_emoji.py:tiny                 # synthetic data, a minute, no data set needed
+mmcl data build openmoji/color && mmcl train --config configs/siglip_emoji.py
+mmcl data build emoji_styles/all && mmcl train --config configs/siglip_emoji.py:styles
+mmcl train --config configs/siglip_emoji.py:tiny                 # synthetic data, a minute, no data set needed
 """
 
 from . import common, emoji

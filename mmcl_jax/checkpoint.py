@@ -117,8 +117,8 @@ class Checkpoints:
                 except Exception as e:  # noqa: BLE001 - whatever a damaged file makes a reader raise
                     if problem is None:
                         raise ConfigError(
-                            f"The checkpoint {self.folder / str(candidate)} is whole, but does not fit the model of this "
-                            f"config. Compare {self.folder.parent / 'config.json'}, or choose another --workdir. ({e})"
+                            f"The checkpoint {self.folder / str(candidate)} is whole, but does not fit this config's "
+                            f"model. Compare {self.folder.parent / 'config.json'}, or choose another --workdir. ({e})"
                         ) from e
                     problem = f"{type(e).__name__}: {e}"
             damaged.append(f"step {candidate}: {problem}")
@@ -126,8 +126,8 @@ class Checkpoints:
         if damaged or list(self.folder.glob("*.damaged*")):
             found = "\n  ".join(damaged) or "only checkpoints that were set aside before"
             raise RuntimeError(
-                f"No checkpoint in {self.folder} can be used:\n  {found}\nThey were renamed, not deleted. To start from "
-                "step 0, choose another --workdir."
+                f"No checkpoint in {self.folder} can be used:\n  {found}\nThey were renamed, not deleted. To start "
+                "from step 0, choose another --workdir."
             )
         return None
 
@@ -270,5 +270,7 @@ def rename_and_fit(params: PyTree, loaded: PyTree, rules: Sequence[str], resize:
         result[path] = value
         taken.append(path)
     if not taken:
-        raise ConfigError(f"init_from: no parameter's path agrees; there: {sorted(loaded)[:5]}, here: {sorted(params)[:5]}.")
+        raise ConfigError(
+            f"init_from: no parameter's path agrees; there: {sorted(loaded)[:5]}, here: {sorted(params)[:5]}."
+        )
     return result, taken

@@ -184,6 +184,4 @@ def validate(config: ConfigDict, devices: int) -> None:
     if config.batch % devices:
         below, above = config.batch // devices * devices, -(-config.batch // devices) * devices
         near = " or ".join(str(b) for b in (below, above) if b)
-        raise ConfigError(
-            f"batch={config.batch} does not divide among {devices} devices. Set --config.batch={near}."
-        )
+        raise ConfigError(f"batch={config.batch} does not divide among {devices} devices. Set --config.batch={near}.")

@@ -125,10 +125,12 @@ class Logger:
         self.clock, self.last, self.waited = now, step, 0.0
         speed = {"examples_per_s": round(rate, 1), "data_wait": round(wait, 3)}
         self._write({"step": step, **metrics, **speed, "seconds": round(now - self.began, 1)})
-        shown = "  ".join(f"{k} {short(v)}" for k, v in metrics.items() if k not in ("grad_norm", "lr") and v is not None)
+        shown = "  ".join(
+            f"{k} {short(v)}" for k, v in metrics.items() if k not in ("grad_norm", "lr") and v is not None
+        )
         line = (
-            f"step {step}/{self.steps} {100 * step // self.steps}%  {shown} | {short(rate)} ex/s  data {100 * wait:.0f}%  "
-            f"mem {memory():.1f}G  ETA {duration(eta)}"
+            f"step {step}/{self.steps} {100 * step // self.steps}%  {shown} | {short(rate)} ex/s  "
+            f"data {100 * wait:.0f}%  mem {memory():.1f}G  ETA {duration(eta)}"
         )
         if self.bar:
             self.bar.update(self.task, completed=step, description=line)

@@ -45,9 +45,7 @@ class Method:
                 params[f"{name}_readout"] = self.readouts[name].init(key_readout, encoded).get("params", {})
         return params, {}
 
-    def encode(
-        self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx
-    ) -> tuple[dict[str, Encoded], PyTree]:
+    def encode(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Encoded], PyTree]:
         """Encodes every stream of the batch that has an encoder; side data is left out."""
         encoded = {}
         for name, stream in batch.items():
@@ -57,9 +55,7 @@ class Method:
                 encoded[name] = self.encoders[modality].apply(variables, stream, train=ctx.train)
         return encoded, extra
 
-    def project(
-        self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx
-    ) -> tuple[dict[str, Array], PyTree]:
+    def project(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Array], PyTree]:
         """Unit vectors [B, D] of every stream of the batch that has an encoder and a readout."""
         encoded, extra = self.encode(params, extra, batch, ctx)
         vectors = {}
@@ -104,8 +100,6 @@ class Method:
             f"There is an encoder for {modality!r}, but the batch has no such stream; it has {sorted(batch)}. "
             f"Add data.streams.{modality} to the config, or remove encoders.{modality}."
         )
-
-
 
 
 def build(config: Any) -> Method:

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mmcl_jax import log, named, optim, parallel, step
 from mmcl_jax import method as methods
-from mmcl_jax import log, optim, parallel, step
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.augment import ops as device_ops
 from mmcl_jax.checkpoint import Checkpoints, rename_and_fit
@@ -30,9 +30,7 @@ TEMPLATES = ("{}",)
 
 def device_streams(streams: pipeline.Streams, seed: int) -> DeviceStreams:
     """The device half that belongs to a host half."""
-    chains = {
-        name: [(op, resolve(op, device_ops)) for op in chain.device] for name, chain in streams.chains.items()
-    }
+    chains = {name: [(op, resolve(op, device_ops)) for op in chain.device] for name, chain in streams.chains.items()}
     return DeviceStreams(chains, streams.source_of, seed)
 
 
@@ -93,7 +91,9 @@ class Predictor:
         """
         unknown = set(values) - set(self.streams.chains)
         if unknown:
-            raise ValueError(f"There is no stream {sorted(unknown)[0]!r}; this model has {sorted(self.streams.chains)}.")
+            raise ValueError(
+                f"There is no stream {sorted(unknown)[0]!r}; this model has {sorted(self.streams.chains)}."
+            )
         return {name: self._embed_values(name, list(v)) for name, v in values.items()}
 
     def _embed_values(self, name: str, values: list[Any]) -> np.ndarray:
@@ -155,7 +155,11 @@ class Predictor:
                 field = self.streams.chains[name].field
                 raise ValueError(f"Nothing to evaluate: no record has a readable {field!r} (stream {name!r}).")
         return Embeddings(
-            {k: np.concatenate(v) for k, v in vectors.items()}, {k: np.array(v) for k, v in owners.items()}, texts, kept, n
+            {k: np.concatenate(v) for k, v in vectors.items()},
+            {k: np.array(v) for k, v in owners.items()},
+            texts,
+            kept,
+            n,
         )
 
     def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int) -> dict[str, np.ndarray]:
@@ -164,7 +168,9 @@ class Predictor:
         def fill(x):
             return np.concatenate([x, np.zeros((self.batch - n, *x.shape[1:]), x.dtype)])
 
-        streams = {k: {a: fill(x) for a, x in v.items()} | {"present": np.arange(self.batch) < n} for k, v in host.items()}
+        streams = {
+            k: {a: fill(x) for a, x in v.items()} | {"present": np.arange(self.batch) < n} for k, v in host.items()
+        }
         rows = parallel.put_rows({"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}, self.mesh)
         out = self._embed(self.params, self.extra, rows)
         return {k: np.asarray(v, np.float32)[:n] for k, v in out.items()}
@@ -262,7 +268,8 @@ def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: 
     model = methods.build(config)
     device = device_streams(streams, config.seed)
     sample = sample_batch(streams, device)
-    params, extra = jax.eval_shape(lambda: model.init(jax.random.key(0), sample))
+    # Shapes that don't fit each other are found here, in a second, before anything compiles.
+    params, extra = named.checked("encoders", jax.eval_shape, lambda: model.init(jax.random.key(0), sample))
     return Predictor(model, params, extra, streams, device, mesh, batch)
 
 

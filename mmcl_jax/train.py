@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from mmcl_jax import config as configs
 from mmcl_jax import evals, log, named, optim, parallel, predict, step
-from mmcl_jax import method as methods
 from mmcl_jax.checkpoint import Checkpoints, Stop, lock
 from mmcl_jax.data import pipeline, tokenizers
 from mmcl_jax.types import PyTree
@@ -41,7 +40,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
 
     Raises:
         ConfigError: before anything is compiled, if the config can't work.
-        RuntimeError: if the data is too faulty, too many steps in a row were not finite, or all checkpoints are damaged.
+        RuntimeError: if the data is too faulty, too many steps in a row are not finite, or no checkpoint can be used.
     """
     workdir = Path(workdir)
     began = time.monotonic()
@@ -86,7 +85,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         saved.write_text(configs.to_json(config))
         eval_streams.write_spec(workdir / "eval_streams.json")
 
-    # ---- State: where it was, or from another run, or from scratch ----------------------------------------------------
+    # ---- State: where it was, or from another run, or from scratch -------------------------------------------------
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, sharding)
     restored = checkpoints.restore(abstract)
@@ -228,7 +227,9 @@ def describe(config: ConfigDict, workdir: Path, mesh: Any, streams: Any, sources
     for name, chain in streams.chains.items():
         spec, sent = streams.spec[streams.source_of[name]], example["streams"][streams.source_of[name]]
         data = spec["data"]
-        rows.append((name, f"{data.dtype}[{config.batch}, {', '.join(map(str, data.shape))}]", _example(sent, streams, chain)))
+        rows.append(
+            (name, f"{data.dtype}[{config.batch}, {', '.join(map(str, data.shape))}]", _example(sent, streams, chain))
+        )
     log.table("streams", ("stream", "on the host", "first example"), rows)
     parts = sorted((k, optim.count(v)) for k, v in params.items() if optim.count(v) > 1)
     log.say(f"parameters: {optim.count(params):,} ({', '.join(f'{k} {n:,}' for k, n in parts)})")
@@ -244,7 +245,9 @@ def _example(sent: dict[str, np.ndarray], streams: pipeline.Streams, chain: Any)
     return f"{data.min()}..{data.max()}, mean {data.mean():.1f}"
 
 
-def finish(predictor: predict.Predictor, config: ConfigDict, workdir: Path, steps: StepWatcher, faults: Any, seconds: float) -> None:
+def finish(
+    predictor: predict.Predictor, config: ConfigDict, workdir: Path, steps: StepWatcher, faults: Any, seconds: float
+) -> None:
     """The end of a run: results table, curves, a picture of retrieval, summary.json."""
     from mmcl_jax.evals import figures
 
@@ -253,7 +256,8 @@ def finish(predictor: predict.Predictor, config: ConfigDict, workdir: Path, step
     losses = [r["loss"] for r in rows if "loss" in r]
     summary = {"method": config.method.name, "steps": config.steps, "parameters": optim.count(predictor.params),
                "loss": losses[-1] if losses else None, "seconds": round(seconds, 1), "bad_steps": steps.bad,
-               "unreadable": faults.faulty, "devices": jax.device_count(), "platform": jax.default_backend()}  # fmt: skip
+               "unreadable": faults.faulty, "devices": predictor.mesh.size,
+               "platform": jax.default_backend()}  # fmt: skip
     (workdir / "summary.json").write_text(json.dumps(summary | {"evals": final}, indent=1) + "\n")
     log.results_table(final)
     figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
@@ -262,7 +266,9 @@ def finish(predictor: predict.Predictor, config: ConfigDict, workdir: Path, step
     if shown is not None:
         figures.retrieval(predictor, shown.data, workdir / "retrieval.png")
         made.append("retrieval.png")
-    log.say(f"done in {log.duration(seconds)}: {workdir}/ has summary.json, metrics.jsonl, {', '.join(made)}, checkpoints/")
+    log.say(
+        f"done in {log.duration(seconds)}: {workdir}/ has summary.json, metrics.jsonl, {', '.join(made)}, checkpoints/"
+    )
 
 
 if __name__ == "__main__":

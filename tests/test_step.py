@@ -68,7 +68,8 @@ def test_rules_freeze_and_scale(setup):
 
     assert all((d == 0).all() for d in moved(after, "text"))
     for half, whole in zip(moved(after, "image"), moved(unruled, "image"), strict=True):
-        np.testing.assert_allclose(half, whole / 2, rtol=1e-4, atol=1e-6)
+        # Adam makes steps of 3e-3 of gradients, and of rounding where the gradient is zero (the keys' biases).
+        np.testing.assert_allclose(half, whole / 2, rtol=1e-3, atol=2e-5)
 
 
 def test_decay_spares_biases_norms_and_scales():

@@ -22,9 +22,7 @@ class DeviceStreams:
         seed: of the run.
     """
 
-    def __init__(
-        self, chains: Mapping[str, Sequence[tuple[Any, Callable]]], source_of: Mapping[str, str], seed: int
-    ):
+    def __init__(self, chains: Mapping[str, Sequence[tuple[Any, Callable]]], source_of: Mapping[str, str], seed: int):
         self.chains, self.source_of, self.seed = chains, source_of, seed
 
     def __call__(self, host: PyTree) -> Batch:

@@ -1,7 +1,8 @@
 """Device ops. Every public function here is an op by its name, called on a whole batch inside jit.
 
-Images are float [B, H, W, 3] in [0, 1] until `normalize`. An op that asks for `keys` [B] is random, with a key per example that depends on the seed, the name of the draw and
-the example's position in the global stream, never on the row it happens to be in.
+Images are float [B, H, W, 3] in [0, 1] until `normalize`. An op that asks for `keys` [B] is random, with a key per
+example that depends on the seed, the name of the draw and the example's position in the global stream, never on the
+row it happens to be in.
 """
 
 from __future__ import annotations
@@ -36,4 +37,3 @@ def gray(images: Array, p: float = 0.2, *, keys: Array) -> Array:
     luma = images @ jnp.array([0.2989, 0.587, 0.114], jnp.float32)
     turn = jax.vmap(lambda k: jax.random.bernoulli(k, p))(keys)
     return jnp.where(turn[:, None, None, None], luma[..., None], images)
-

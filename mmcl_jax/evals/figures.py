@@ -71,7 +71,9 @@ def retrieval(predictor: Predictor, data: Mapping[str, Any], out: str | Path, ro
             _image(ax, source[int(image_owner[i])][field], image_owner[i] == text_owner[q])
         own = int(np.flatnonzero(image_owner == text_owner[q])[0])
         _image(row[best + 1], source[int(image_owner[own])][field])
-        _texts(row[best + 2], [(texts[i], text_owner[i] == image_owner[own]) for i in np.argsort(-scores[:, own])[:best]])
+        _texts(
+            row[best + 2], [(texts[i], text_owner[i] == image_owner[own]) for i in np.argsort(-scores[:, own])[:best]]
+        )
     axes[0, 1].set_title("text → its five best images" if best == 5 else "text → images", loc="left", fontsize=10)
     axes[0, best + 1].set_title("image → texts", loc="left", fontsize=10)
     credit = getattr(source, "attribution", "")

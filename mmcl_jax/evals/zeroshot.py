@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose text embedding is nearest to the image's (Radford et al. 2021, section 3.1)."""
+"""Zero-shot classification: the class whose text is nearest to the image (Radford et al. 2021, section 3.1)."""
 
 from __future__ import annotations
 

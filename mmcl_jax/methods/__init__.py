@@ -1,1 +1,1 @@
-"""One file per method: its docstring has the paper, the equation and each deviation; its `make` takes `config.method`."""
+"""One file per method: paper, equation and deviations in its docstring; its `make` takes `config.method`."""

@@ -1,0 +1,93 @@
+"""A run, opened: embeddings don't depend on batch, padding or devices; bad values are refused."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmcl_jax
+from mmcl_jax import config as configs
+from mmcl_jax import evals, train
+from mmcl_jax.data import sources
+from tests.conftest import make_mesh
+
+DATA = {"source": "synthetic", "size": 53, "split": "test"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from pathlib import Path
+
+    folder = Path(__file__).parent.parent.parent
+    workdir = tmp_path_factory.mktemp("run")
+    config = configs.load(f"{folder}/configs/clip_emoji.py:tiny", ["steps=4", "batch=16", "optim.warmup=1"])
+    train.train(config, workdir, jax.devices()[:1])
+    return workdir
+
+
+def test_results_do_not_depend_on_batch_or_devices(run):
+    results = []
+    for batch, mesh in ((53, "1"), (16, "1"), (16, "8"), (24, "4x2")):
+        predictor = mmcl_jax.load(run, batch=batch, mesh=make_mesh(mesh))
+        results.append(evals.run(predictor, "val", {"name": "retrieval", "data": DATA}))
+    assert all(r == results[0] for r in results[1:])
+    assert results[0]["n"] == 53
+
+
+def test_embed_score_and_zero_shot(run):
+    predictor = mmcl_jax.load(run, mesh=make_mesh("1"))
+    source = sources.make(DATA)
+    images = [source[i]["image"] for i in range(5)]
+    buffer = io.BytesIO()
+    Image.fromarray(images[0]).save(buffer, "PNG")
+    found = predictor.embed(image=[*images, buffer.getvalue()], text=["a red square", ""])
+    np.testing.assert_allclose(np.linalg.norm(found["image"], axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found["image"][0], found["image"][5], atol=1e-6)
+    assert predictor.score(found["image"], found["text"]).shape == (6, 2)
+    names, cosines = predictor.zero_shot(images, ["red square", "blue disc"], ["a {}", "the {}"])
+    assert set(names) <= {"red square", "blue disc"} and cosines.shape == (5, 2)
+
+
+def test_wrong_use_is_told(run, tmp_path):
+    predictor = mmcl_jax.load(run, mesh=make_mesh("1"))
+    with pytest.raises(ValueError, match="no stream 'audio'; this model has"):
+        predictor.embed(audio=[1])
+    with pytest.raises(OSError):
+        predictor.embed(image=[b"no image"])
+    with pytest.raises(ValueError, match="expected uint8"):
+        predictor.embed(image=[np.zeros((5, 5, 3), np.uint8)])
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        mmcl_jax.load(tmp_path)
+    with pytest.raises(ValueError, match="data: .*modalities|evals.val"):
+        evals.run(predictor, "val", {"name": "retrieval", "data": DATA, "limits": 3})
+
+
+def test_shift_and_class_lists(run):
+    predictor = mmcl_jax.load(run, mesh=make_mesh("1"))
+    over = {"a": DATA, "b": DATA | {"seed": 1}}
+    results = evals.run(predictor, "shift", {"name": "shift", "over": over, "limit": 20})
+    assert results["a/n"] == results["b/n"] == 20 and "b/t2i/R@10" in results
+    classes = sources.make(DATA).class_names("label")[:20]
+    results = evals.run(predictor, "z", {"name": "zeroshot", "data": DATA, "classes": classes, "limit": 20})
+    assert results["classes"] == 20
+    with pytest.raises(ValueError, match="not one of the 2 classes"):
+        evals.run(predictor, "z", {"name": "zeroshot", "data": DATA, "classes": ["a", "b"]})
+
+
+def test_a_run_starts_from_another(run, tmp_path):
+    from pathlib import Path
+
+    from mmcl_jax import predict
+
+    folder = Path(__file__).parent.parent.parent
+    overrides = ["steps=1", "batch=16", "optim.warmup=0", "optim.rules=('.*: lr=0',)", f"init_from.run={run}",
+                 "init_from.rules=('text:',)", "optim.decay=0.0"]  # fmt: skip
+    config = configs.load(f"{folder}/configs/clip_emoji.py:tiny", overrides)
+    config.evals = {}
+    train.train(config, tmp_path, jax.devices()[:1])
+    new, old = predict.load(tmp_path), predict.load(run)
+    for a, b in zip(jax.tree.leaves(new.params["image"]), jax.tree.leaves(old.params["image"]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(*(jax.tree.leaves(p.params["text"]) for p in (new, old)), strict=True))
