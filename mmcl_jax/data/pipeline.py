@@ -1,0 +1,320 @@
+"""From sources to batches. Row r of step s is a pure function of (seed, s, r): see `Pipeline`.
+
+A batch of the host is {"streams": {name: {"data", "mask", "present"}}, "position": [b, 2] uint32, "id": [b] str,
+"fault": [b] str}. Streams that share a deterministic host half are there once, under the first one's name;
+`Streams.source_of` says where each stream's rows are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcl_jax.data import ops as host_ops
+from mmcl_jax.data import record as record_ops_module
+from mmcl_jax.data import sources, tokenizers
+from mmcl_jax.data.chain import Chain, HostOps, parse_ops, parse_stream
+from mmcl_jax.data.record import look_up
+from mmcl_jax.named import ConfigError
+
+ENDLESS = 2**62  # length of the training stream
+Element = dict[str, Any]
+
+
+class Streams:
+    """The host half of all streams: a record at a position -> one element of a batch.
+
+    Args:
+        config: stream name -> chain, as in `data.streams`.
+        seed: of the run.
+        tokenizer: for `tokenize`.
+        record: chain of record ops that comes first.
+
+    Raises:
+        ValueError: if a chain can't be read or names an op that does not exist.
+    """
+
+    def __init__(self, config: Mapping[str, str], seed: int, tokenizer: Any = None, record: str = ""):
+        resources = {"tokenizer": tokenizer}
+        self.tokenizer = tokenizer
+        self.chains: dict[str, Chain] = {name: parse_stream(name, text) for name, text in sorted(config.items())}
+        self.record = HostOps(parse_ops("record", record), record_ops_module, seed, resources)
+        self.hosts = {name: HostOps(c.host, host_ops, seed, resources) for name, c in self.chains.items()}
+        self.source_of: dict[str, str] = {}
+        shared: dict[tuple, str] = {}
+        for name, chain in self.chains.items():
+            key = (chain.field, tuple((op.name, op.args, op.kwargs, op.p, op.tied and op.draw) for op in chain.host))
+            self.source_of[name] = shared.setdefault(key, name) if self.hosts[name].shareable else name
+        self.spec: dict[str, dict[str, np.ndarray]] = {}
+
+    def find_spec(self, source: Any, tries: int = 64) -> None:
+        """Finds the shape and dtype of every stream from the first records on which its ops succeed.
+
+        Raises:
+            ConfigError: if a stream fails on all of the first records: a fault of the config rather than of the data.
+        """
+        problems: dict[str, str] = {}
+        wanted = set(self.source_of.values())
+        for i in range(min(tries, len(source))):
+            record = self.record(source[i], 0)
+            for name in sorted(wanted - set(self.spec)):
+                value, problem = self.run(name, record, 0)
+                if problem is None and value is not None:
+                    self.spec[name] = {k: np.zeros_like(v) for k, v in value.items()}
+                else:
+                    problems[name] = problem or f"field {self.chains[name].field!r} is missing or empty"
+            if wanted == set(self.spec):
+                return
+        name = sorted(wanted - set(self.spec))[0]
+        raise ConfigError(
+            f"Stream {name!r} could not be made from any of the first {min(tries, len(source))} records: "
+            f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(source[0])}."
+        )
+
+    def element(self, record: dict[str, Any], position: int) -> Element:
+        """One element: a stream that fails or is missing is zeros with present=False."""
+        streams, faults = {}, []
+        identity = str(record.get("id", position))
+        try:
+            record = self.record(record, position)
+        except Exception as e:  # noqa: BLE001 - data can be wrong in any way; it is masked, counted and told
+            faults.append(f"record: {type(e).__name__}: {e}")
+            record = {}
+        for name in self.spec:
+            value, problem = self.run(name, record, position)
+            if problem is not None:
+                faults.append(f"{name}: {problem}")
+            present = value is not None
+            streams[name] = (value if present else self.spec[name]) | {"present": np.bool_(present)}
+        return {
+            "streams": streams,
+            "position": np.array([position >> 32, position & 0xFFFFFFFF], np.uint32),
+            "id": np.asarray(identity),
+            "fault": np.asarray("; ".join(faults)),
+        }
+
+    def one(self, name: str, value: Any) -> dict[str, np.ndarray]:
+        """The arrays of one raw value of a stream.
+
+        Raises:
+            ValueError: if its ops can't read it.
+        """
+        value = self.hosts[name](value, 0)
+        arrays = value if isinstance(value, dict) else {"data": np.asarray(value)}
+        problem = self._misfit(name, arrays)
+        if problem:
+            raise ValueError(f"{name}: {problem}")
+        return arrays
+
+    def run(self, name: str, record: dict[str, Any], position: int) -> tuple[dict | None, str | None]:
+        """A stream of a record: (arrays, None); (None, None) if its field is missing; or (None, what went wrong)."""
+        value = look_up(record, self.chains[name].field)
+        if value is None or (isinstance(value, list) and not value):
+            return None, None
+        try:
+            value = self.hosts[name](value, position)
+            value = value if isinstance(value, dict) else {"data": np.asarray(value)}
+        except Exception as e:  # noqa: BLE001 - as above
+            return None, f"{type(e).__name__}: {e}"
+        problem = self._misfit(name, value)
+        return (None, problem) if problem else (value, None)
+
+    def _misfit(self, name: str, arrays: dict[str, np.ndarray]) -> str | None:
+        for key, like in self.spec.get(name, {}).items():
+            if arrays[key].shape != like.shape or arrays[key].dtype != like.dtype:
+                return f"{key} is {arrays[key].dtype}{arrays[key].shape}, expected {like.dtype}{like.shape}"
+        return None
+
+    def write_spec(self, path: Path) -> None:
+        """Saves shapes and dtypes, so that a model can be opened without its data."""
+        spec = {n: {k: [v.dtype.name, list(v.shape)] for k, v in s.items()} for n, s in self.spec.items()}
+        path.write_text(json.dumps(spec))
+
+    def read_spec(self, path: Path) -> None:
+        """Reads what `write_spec` saved."""
+        spec = json.loads(path.read_text())
+        self.spec = {n: {k: np.zeros(shape, dtype) for k, (dtype, shape) in s.items()} for n, s in spec.items()}
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """The endless training stream of one process.
+
+    Sources are shuffled, repeated and mixed into one endless global sequence of records. With global batch B over
+    P processes, b = B / P, item i of process p is at position `(i // b) * B + p * b + i % b` of that sequence, so
+    that neither rows nor their order nor an example's random draws depend on how many processes or workers there are.
+
+    Attributes:
+        records: random access to the global sequence.
+        streams: what is made of a record.
+        batch: B, the global batch.
+        process: p.
+        processes: P.
+    """
+
+    records: Any
+    streams: Streams
+    batch: int
+    process: int = 0
+    processes: int = 1
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, i: int) -> Element:
+        b = self.batch // self.processes
+        position = (i // b) * self.batch + self.process * b + i % b
+        return self.streams.element(self.records[position], position)
+
+    def batches(self, step: int, threads: int = 2, prefetch: int = 4, workers: int = 0) -> Iterator[Element]:
+        """Batches of this process from `step` on; nothing else is needed to resume.
+
+        Args:
+            step: number of batches to pass over, without reading them.
+            threads: threads that read and decode.
+            prefetch: batches kept ready.
+            workers: processes that read and decode, instead of this one's threads.
+        """
+        import grain
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags
+            flags.FLAGS.mark_as_parsed()
+        b = self.batch // self.processes
+        ds = grain.MapDataset.source(self).batch(b)[step:]
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)  # its unit: batches
+        ds = ds.to_iter_dataset(options)
+        if workers:
+            ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(ds)
+
+
+def mix(parts: Sequence[Any], weights: Sequence[float], seed: int) -> Any:
+    """Shuffles each source by its own seed, repeats it (another order each epoch), and mixes them by weight."""
+    import grain
+
+    endless = [
+        grain.MapDataset.source(source).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
+        for i, source in enumerate(parts)
+    ]
+    return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights=list(weights))
+
+
+def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
+    """The sources of `data.train` and their weights.
+
+    Args:
+        config: one source (it has a key `source`), or several by name, each with an optional `weight` (default: the
+            number of its records).
+    """
+    configs = {"": config} if "source" in config else dict(config)
+    opened = [sources.make(c, ".".join(filter(None, ("data.train", k)))) for k, c in configs.items()]
+    weights = [float(c.get("weight") or len(s)) for c, s in zip(configs.values(), opened, strict=True)]
+    return opened, [w / sum(weights) for w in weights]
+
+
+def make_tokenizer(config: Any, opened: list[Any], workdir: Path, save: bool = True) -> tokenizers.Tokenizer | None:
+    """The run's tokenizer: its own from before, or the config's, or one trained on the captions.
+
+    Args:
+        config: `config.data`.
+        opened: the training sources.
+        workdir: of the run, where it is read from and saved to.
+        save: whether to save it.
+
+    Returns:
+        The tokenizer, or None if no stream is tokenized.
+
+    Raises:
+        ConfigError: if the fields that it should be trained on hold no text.
+    """
+    if not any("tokenize" in text for text in config.streams.values()):
+        return None
+    path = workdir / "tokenizer.json"
+    if path.exists():
+        return tokenizers.load(path)
+    if config.tokenizer.path:
+        tokenizer = tokenizers.load(config.tokenizer.path)
+    else:
+        texts = _captions(config, opened)
+        tokenizer = tokenizers.train(texts, config.tokenizer.vocab, config.tokenizer.lower)
+    if save:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path)
+    return tokenizer
+
+
+def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterator[str]:
+    """Texts of the tokenizer's fields in all sources, evenly spaced records where there are more than `limit`."""
+    record_ops = HostOps(parse_ops("record", config.record), record_ops_module, 0, {})
+    found = 0
+    for source in opened:
+        for i in range(0, len(source), max(1, len(source) * len(opened) // limit)):
+            record = record_ops(source[i], i)
+            for field in config.tokenizer.fields:
+                value = look_up(record, field)
+                texts = [value] if isinstance(value, str) else value or []
+                found += len(texts)
+                yield from texts
+    if not found:
+        fields = ", ".join(config.tokenizer.fields)
+        raise ConfigError(
+            f"data.tokenizer.fields=({fields}) hold no text; records have {sorted(record_ops(opened[0][0], 0))}."
+        )
+
+
+def stack(elements: Sequence[Element]) -> Element:
+    """Elements to a batch; nested dicts of arrays are stacked along a new leading axis."""
+    first = elements[0]
+    return {k: stack([e[k] for e in elements]) if isinstance(v, dict) else np.stack([e[k] for e in elements])
+            for k, v in first.items()}  # fmt: skip
+
+
+class FaultCounter:
+    """Counts what could not be read, by reason, and stops the run when it is too much of the data.
+
+    Missing fields are not faults; they are normal.
+
+    Args:
+        budget: largest share of faulty examples among all seen so far; checked from the 100th example on.
+    """
+
+    def __init__(self, budget: float):
+        self.budget, self.seen, self.faulty = budget, 0, 0
+        self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, batch: Element) -> list[str]:
+        """Counts a batch; returns the reasons that are new, with the first example of each.
+
+        Raises:
+            RuntimeError: over the budget, with the five most frequent reasons and an example of each.
+        """
+        new = []
+        with self._lock:
+            self.seen += len(batch["fault"])
+            for fault, identity in zip(batch["fault"], batch["id"], strict=True):
+                if not fault:
+                    continue
+                self.faulty += 1
+                # Messages name files and addresses; what comes before the second colon is the kind of fault.
+                reason = ":".join(str(fault).split(":")[:2])
+                if reason not in self.reasons:
+                    self.examples[reason] = f"{identity} ({fault})"
+                    new.append(f"{reason}, first at {self.examples[reason]}")
+                self.reasons[reason] += 1
+            if self.seen >= 100 and self.faulty > self.budget * self.seen:
+                top = "\n".join(f"  {n} x {r}, first at {self.examples[r]}" for r, n in self.reasons.most_common(5))
+                raise RuntimeError(
+                    f"{self.faulty} of {self.seen} examples could not be read, more than data.fault_budget="
+                    f"{self.budget} allows:\n{top}\nMend the data, or raise the budget."
+                )
+        return new

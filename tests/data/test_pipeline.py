@@ -1,0 +1,218 @@
+"""The order of the data, random draws, missing and unreadable fields."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcl_jax.data import ops, pipeline, sources, tokenizers
+from mmcl_jax.data.chain import generator, parse_stream
+from mmcl_jax.named import ConfigError
+
+TOKENIZER = tokenizers.train(["a red square", "a blue disc", "ring in green"], 300)
+STREAMS = {"image": "decode|crop(12)|flip", "text": "captions: pick|tokenize(8)"}
+
+
+def make(streams=STREAMS, size=40, batch=8, process=0, processes=1, seed=3, record="", **source):
+    opened = sources.make({"source": "synthetic", "size": size, **source})
+    made = pipeline.Streams(streams, seed, TOKENIZER, record)
+    made.find_spec(opened)
+    return pipeline.Pipeline(pipeline.mix([opened], [1.0], seed), made, batch, process, processes)
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    for k in a:
+        equal(a[k], b[k]) if isinstance(a[k], dict) else np.testing.assert_array_equal(a[k], b[k])
+
+
+def take(iterator, n):
+    return [next(iterator) for _ in range(n)]
+
+
+@pytest.mark.parametrize("start", [0, 3, 7])
+def test_a_resumed_stream_is_the_tail_of_the_whole(start):
+    """Forty records in batches of eight: an epoch ends within the nine batches."""
+    whole, part = take(make().batches(0), 9), take(make().batches(start), 9 - start)
+    for a, b in zip(whole[start:], part, strict=True):
+        equal(a, b)
+
+
+def test_an_epoch_has_every_record_once_and_the_next_another_order():
+    batches = take(make().batches(0), 10)
+    epochs = np.concatenate([b["id"] for b in batches]).reshape(2, 40)
+    assert len(set(epochs[0])) == len(set(epochs[1])) == 40
+    assert list(epochs[0]) != list(epochs[1])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_hold_the_rows_of_one(processes):
+    whole = take(make().batches(0), 3)
+    parts = [take(make(process=p, processes=processes).batches(0), 3) for p in range(processes)]
+    for step in range(3):
+        for key in ("data", "present"):
+            rows = np.concatenate([part[step]["streams"]["image"][key] for part in parts])
+            np.testing.assert_array_equal(rows, whole[step]["streams"]["image"][key])
+        np.testing.assert_array_equal(
+            np.concatenate([part[step]["position"] for part in parts]), whole[step]["position"]
+        )
+
+
+def test_threads_do_not_matter():
+    for a, b in zip(take(make().batches(0, threads=1), 4), take(make().batches(0, threads=4), 4), strict=True):
+        equal(a, b)
+
+
+@pytest.mark.slow
+def test_worker_processes_do_not_matter():
+    for a, b in zip(take(make().batches(0), 4), take(make().batches(0, workers=2), 4), strict=True):
+        equal(a, b)
+
+
+def test_added_ops_leave_other_draws_alone():
+    """A flip in front of the crop: what is cropped is the mirror image, and the crop is the same."""
+    plain = make({"image": "decode|crop(12)"})[5]["streams"]["image"]["data"]
+    mirrored = make({"image": "decode|flip(0.0)|crop(12)"})[5]["streams"]["image"]["data"]
+    np.testing.assert_array_equal(plain, mirrored)
+
+
+def test_ties_and_sharing():
+    streams = {"image/a": "image: decode|crop(12, @same)", "image/b": "image: decode|crop(12, @same)",
+               "image/c": "image: decode|crop(12)", "image/d": "image: decode|crop(12)"}  # fmt: skip
+    made = make(streams)
+    assert made.streams.source_of == {
+        "image/a": "image/a",
+        "image/b": "image/a",
+        "image/c": "image/c",
+        "image/d": "image/d",
+    }
+    element = made[0]["streams"]
+    assert set(element) == {"image/a", "image/c", "image/d"}
+    assert (element["image/c"]["data"] != element["image/d"]["data"]).any(), "two views are two draws"
+
+
+def test_mixture_keeps_its_weights():
+    parts = [sources.make({"source": "synthetic", "size": n, "seed": n}) for n in (20, 30)]
+    mixed = pipeline.mix(parts, [0.7, 0.3], seed=0)
+    noise = [mixed[i]["image"].tobytes() for i in range(200)]
+    first = {parts[0][i]["image"].tobytes() for i in range(20)}
+    assert abs(np.mean([n in first for n in noise]) - 0.7) < 0.03
+
+
+def test_missing_is_masked_and_not_a_fault():
+    made = make(missing=0.4)
+    batch = pipeline.stack([made[i] for i in range(40)])
+    there = batch["streams"]["image"]["present"], batch["streams"]["text"]["present"]
+    assert 10 < there[0].sum() < 38 and (there[0] | there[1]).all()
+    assert (batch["streams"]["image"]["data"][~there[0]] == 0).all()
+    assert not any(batch["fault"])
+
+
+def png(size=(16, 16)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (200, 10, 10)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+HUGE = png()[:16] + (30_000).to_bytes(4, "big") * 2 + png()[24:]  # a header that promises 900 megapixels
+BAD = {
+    "html": b"<html>404</html>",
+    "empty": b"",
+    "truncated": png((64, 64))[:80],
+    "huge": HUGE,
+    "wrong type": 7,
+}
+
+
+class Records:
+    """Good records but for one; without an image where there is nothing."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return {"image": self.bad if i == 5 else png(), "captions": ["a red square"], "id": f"record-{i}"}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_unreadable_images_are_masked_and_counted(kind):
+    streams = pipeline.Streams({"image": "decode|resize(8)", "text": "captions: pick|tokenize(8)"}, 0, TOKENIZER)
+    source = Records(BAD[kind])
+    streams.find_spec(source)
+    batch = pipeline.stack([streams.element(source[i], i) for i in range(8)])
+    assert list(batch["streams"]["image"]["present"]) == [i != 5 for i in range(8)]
+    assert batch["streams"]["text"]["present"].all(), "only the stream that failed is absent"
+    counter = pipeline.FaultCounter(budget=0.2)
+    (told,) = counter.add(batch)
+    assert "image" in told and "record-5" in told
+    assert counter.add(batch) == [], "each reason is told once"
+    assert counter.faulty == 2
+
+
+def test_over_the_budget_the_run_stops_and_says_why():
+    streams = pipeline.Streams({"image": "decode|resize(8)"}, 0)
+    source = Records(b"junk")
+    streams.find_spec(source)
+    batch = pipeline.stack([streams.element(source[i], i) for i in range(8)])
+    counter = pipeline.FaultCounter(budget=0.05)
+    with pytest.raises(RuntimeError, match="data.fault_budget=0.05(.|\n)*record-5"):
+        for _ in range(13):
+            counter.add(batch)
+
+
+def test_a_stream_that_never_works_is_the_configs_fault():
+    with pytest.raises(ValueError, match="center_crop.*resize_short"):
+        make({"image": "decode|center_crop(99)"})
+    with pytest.raises(ValueError, match="'photo' is missing"):
+        make({"image": "photo: decode"})
+
+
+def test_several_captions_and_record_ops():
+    made = make({"text": "all: pick(0.9)|tokenize(8)"}, record="collect('all', 'text', 'captions')")
+    texts = [TOKENIZER.decode(made[i]["streams"]["text"]["data"]) for i in range(30)]
+    assert sum(" in " in t for t in texts) in range(0, 8), "mostly the first"
+
+
+@pytest.mark.parametrize("text", ["decode|", "image: decode||normalize||gray", "crop(64", "crop(size)", "de code"])
+def test_chains_that_cannot_be_read(text):
+    if text == "decode|":
+        assert len(parse_stream("image", text).host) == 1
+        return
+    with pytest.raises(ConfigError, match="data.streams.image"):
+        parse_stream("image", text)
+
+
+def test_generators_are_functions_of_their_names():
+    draws = {generator(s, d, p).random() for s in (0, 1) for d in ("a", "b") for p in (0, 1, 2**40)}
+    assert len(draws) == 12
+    assert generator(0, "a", 5).random() == generator(0, "a", 5).random()
+
+
+def test_tokenizer():
+    ids, mask = TOKENIZER.encode("A red SQUARE", 10)
+    assert ids[0] == TOKENIZER.sot and ids[mask][-1] == TOKENIZER.eot and ids.dtype == np.int32
+    assert TOKENIZER.decode(ids).strip() == "a red square"
+    assert (ids[~mask] == TOKENIZER.pad).all()
+    long, mask = TOKENIZER.encode("a red square " * 20, 6)
+    assert mask.all() and long[-1] == TOKENIZER.eot, "what is cut off is never the end token"
+    empty, mask = TOKENIZER.encode("", 6)
+    assert mask.sum() == 2
+    assert TOKENIZER.encode("", 6, sot=False)[1].sum() == 1
+    assert TOKENIZER.decode(TOKENIZER.encode("日本 👍", 40)[0]).strip() == "日本 👍", "unseen scripts are bytes"
+
+
+def test_crop_stays_inside_and_resizes():
+    image = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+    for i in range(20):
+        assert ops.crop(image, 8, rng=np.random.default_rng(i)).shape == (8, 8, 3)
+    assert ops.resize_short(image, 10).shape == (10, 15, 3)
+    assert ops.center_crop(image, 10).shape == (10, 10, 3)
+
+
+def test_transparency_shows_the_background():
+    clear = np.zeros((2, 2, 4), np.uint8)
+    assert (ops.decode(clear) == 255).all() and (ops.decode(clear, background=0) == 0).all()

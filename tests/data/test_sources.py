@@ -1,0 +1,136 @@
+"""Sources: one's own files, synthetic records, TFDS without TensorFlow."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from mmcl_jax.data import sources
+from mmcl_jax.named import ConfigError
+
+ROWS = [{"image": f"i{k}.png", "caption": f"caption {k}"} for k in range(40)]
+ROWS.append({"image": "i0.png", "caption": "another of 0"})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k in range(40):
+        Image.new("RGB", (4, 4), (k, 0, 0)).save(tmp_path / f"i{k}.png")
+    lines = "".join(f'{r["image"]},"{r["caption"]}"\n' for r in ROWS)
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + lines)
+    (tmp_path / "pairs.tsv").write_text("image\tcaption\n" + lines.replace(",", "\t").replace('"', ""))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    pa.parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "pairs.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_files(folder, kind):
+    source = sources.make({"source": "files", "path": str(folder / f"pairs.{kind}"), "split": "all"})
+    assert len(source) == 40, "rows with the same image are one record"
+    assert source[0]["captions"] == ["caption 0", "another of 0"]
+    assert Image.open(source[7]["image"]).getpixel((0, 0))[0] == 7
+
+
+def test_hashed_splits_part_the_images(folder):
+    config = {"source": "files", "path": str(folder / "pairs.csv")}
+    ids = [{r["id"] for r in map(sources.make(config | {"split": s}).__getitem__, range(0))} for s in ("all",)]
+    parts = []
+    for split in ("train", "validation", "test"):
+        try:
+            source = sources.make(config | {"split": split})
+        except ConfigError as e:
+            assert "has no rows of split" in str(e)  # forty images may leave a small split empty
+            continue
+        parts.append({source[i]["id"] for i in range(len(source))})
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40 and ids == [set()]
+
+
+def test_own_splits_columns_and_empty_captions(folder):
+    rows = [{"file": "i1.png", "title": ["a", "b"], "split": "mine"}, {"file": "i2.png", "title": [], "split": "mine"}]
+    (folder / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = {"source": "files", "path": str(folder / "t.jsonl"), "image": "file", "caption": "title"}
+    source = sources.make(config | {"split": "mine"})
+    assert source[0]["captions"] == ["a", "b"] and source[1]["captions"] is None
+    with pytest.raises(ConfigError, match="no rows of split 'train'; it has all, mine"):
+        sources.make(config)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"path": "nowhere.csv"}, "no table at nowhere.csv"),
+        ({"path": ""}, "path is missing"),
+        ({"caption": "captoin"}, "did you mean 'caption'"),
+        ({"colour": 1}, "no argument 'colour'"),
+        ({"source": "file"}, "did you mean 'files'"),
+    ],
+)
+def test_wrong_files(folder, change, message):
+    with pytest.raises((ConfigError, FileNotFoundError), match=message):
+        sources.make({"source": "files", "path": str(folder / "pairs.csv")} | change)
+
+
+def test_a_table_that_is_none(folder):
+    (folder / "bad.parquet").write_bytes(b"hello")
+    (folder / "bad.xlsx").write_bytes(b"hello")
+    for name, message in (("bad.parquet", "can't be read as parquet"), ("bad.xlsx", "unknown kind of table")):
+        with pytest.raises(ConfigError, match=message):
+            sources.make({"source": "files", "path": str(folder / name)})
+
+
+def test_synthetic_modalities_tell_the_same_thing():
+    source = sources.make({"source": "synthetic", "modalities": ("image", "text", "audio", "video", "tags")})
+    a, b, c = source[3], source[3 + 256 - 256], source[4]
+    assert a["video"].shape == (4, 16, 16, 3) and a["audio"].dtype == np.float32 and a["tags"].sum() == 3
+    np.testing.assert_array_equal(a["image"], b["image"])
+    assert a["text"] != c["text"] and len(a["captions"]) == 2
+    assert len(source.class_names("label")) == 256
+    test = sources.make({"source": "synthetic", "split": "test"})
+    assert test[3]["text"] == a["text"] and (test[3]["image"] != a["image"]).any()
+
+
+def test_missing_never_takes_everything():
+    source = sources.make({"source": "synthetic", "size": 200, "missing": 0.9})
+    there = [[m in source[i] for m in ("image", "text")] for i in range(200)]
+    assert all(map(any, there)) and np.mean(there) < 0.7
+
+
+def test_tfds_without_tensorflow(tmp_path):
+    import sys
+
+    import tensorflow_datasets as tfds
+
+    class Small(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            f = tfds.features
+            image, label = f.Image(shape=(None, None, 3)), f.ClassLabel(names=["x", "y"])
+            features = {"image": image, "label": label, "labels": {"en": f.Text()}, "tags": f.Sequence(f.Text())}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for k in range(5):
+                Image.new("RGB", (4, 4), (k, 0, 0)).save(tmp_path / "x.png")
+                image = (tmp_path / "x.png").read_bytes()
+                yield str(k), {"image": image, "label": k % 2, "labels": {"en": f"é {k}"}, "tags": ["a", "b"]}
+
+    Small(data_dir=str(tmp_path / "data"), file_format="array_record").download_and_prepare()
+    config = {"source": "tfds", "name": "small", "data_dir": str(tmp_path / "data"), "in_memory": True}
+    source = sources.make(config)
+    assert len(source) == 5 and source[0]["image"][:4] == b"\x89PNG"
+    assert source[0]["labels"]["en"].startswith("é ") and source[0]["tags"] == ["a", "b"]
+    assert source[0] is source[0], "kept in memory"
+    assert source.class_names("label") == ["x", "y"] and source.class_names("image") is None
+    with pytest.raises(ConfigError, match="no split 'dev'; it has train"):
+        sources.make(config | {"split": "dev"})
+    with pytest.raises(FileNotFoundError, match="mmcl data build nothing"):
+        sources.make(config | {"name": "nothing"})
+    assert "tensorflow" not in sys.modules
