@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=140)  # a file has no width: let tables be whole
 
 
 def say(text: str = "") -> None:
@@ -31,7 +34,7 @@ def warn(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Prints a table; numbers are aligned to the right."""
-    t = Table(title=title or None, title_justify="left", title_style="bold")
+    t = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
         numbers = all(isinstance(r[i], int | float) for r in rows)
         t.add_column(column, justify="right" if numbers else "left", overflow="fold")
@@ -50,7 +53,7 @@ def results_table(results: Mapping[str, float]) -> None:
         rows.setdefault("/".join([name, *parts[:at]]), {})["/".join(parts[at:])] = value
     by_columns: dict[tuple[str, ...], list[list[Any]]] = {}
     for name, metrics in rows.items():
-        shown = [m for m in metrics if not m.endswith("MeanR")]
+        shown = [m for m in metrics if not m.endswith(("MeanR", "MedR"))]  # they are in summary.json
         by_columns.setdefault(tuple(shown), []).append([name, *[round(metrics[m], 3) for m in shown]])
     for columns, lines in by_columns.items():
         table("results", ("evaluation", *columns), lines)
