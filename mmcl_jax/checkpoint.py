@@ -37,20 +37,27 @@ class Checkpoints:
     Args:
         workdir: of the run.
         keep: number of checkpoints that are kept.
+        read_only: only restore, and leave everything as it is: the run may be under way.
     """
 
-    def __init__(self, workdir: Path, keep: int = 2):
+    def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
         self.folder, self.manifests = workdir.resolve() / "checkpoints", workdir.resolve() / "manifests"
-        self.manifests.mkdir(parents=True, exist_ok=True)
+        self.read_only = read_only
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.manifests.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
             step_format_fixed_length=None,
         )
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
         """Steps of which there is a folder, oldest first; whether it can be used is another question."""
+        if not self.folder.is_dir():
+            return []
         return sorted(int(p.name) for p in self.folder.iterdir() if re.fullmatch(r"\d+", p.name) and p.is_dir())
 
     def save(self, step: int, state: PyTree, config: dict[str, Any]) -> None:
@@ -145,6 +152,9 @@ class Checkpoints:
         return f"{len(wrong)} of its files changed since they were written, {wrong[0]} first" if wrong else None
 
     def _set_aside(self, step: int, problem: str) -> None:
+        if self.read_only:
+            log.warning("Checkpoint of step %d can't be used (%s); trying the one before.", step, problem)
+            return
         target = self.folder / f"{step}.damaged"
         while target.exists():
             target = target.with_name(target.name + "_")

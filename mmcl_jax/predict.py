@@ -255,7 +255,7 @@ def load(run: str | Path, step_: int | None = None, batch: int = 128, mesh: Mesh
     state = jax.eval_shape(lambda: step.init_state(predictor.method, optimizer, sample, jax.random.key(0)))
     sharding = parallel.state_sharding(state, mesh)
     state = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), state, sharding)
-    restored = Checkpoints(run).restore(state, step_)
+    restored = Checkpoints(run, read_only=True).restore(state, step_)
     if restored is None:
         raise FileNotFoundError(f"{run} has no checkpoint yet.")
     predictor.step, state = restored

@@ -142,6 +142,9 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         logger.close()
         checkpoints.close()
     if on and not exit_code:
+        if start >= config.steps:
+            log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
+        predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
         finish(predictor, config, workdir, steps, faults, time.monotonic() - began)
     if held:
         held.close()

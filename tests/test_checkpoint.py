@@ -69,6 +69,14 @@ def test_damage_falls_back_one_step_and_is_set_aside(saved, damage, caplog):
     assert (saved / "checkpoints/2.damaged").is_dir(), "renamed, not deleted"
 
 
+def test_reading_leaves_a_run_that_is_under_way_alone(saved):
+    (saved / "checkpoints/3.orbax-checkpoint-tmp").mkdir()
+    flip_a_bit(largest_file(saved / "checkpoints/2"))
+    step, _ = Checkpoints(saved, read_only=True).restore(abstract(state_at(0)))
+    assert step == 1
+    assert {p.name for p in (saved / "checkpoints").iterdir()} == {"1", "2", "3.orbax-checkpoint-tmp"}
+
+
 def test_all_damaged_is_an_error_never_a_start_from_zero(saved):
     for step in (1, 2):
         flip_a_bit(largest_file(saved / f"checkpoints/{step}"))
@@ -102,7 +110,7 @@ def test_nothing_saved_is_none(tmp_path):
 
 
 def test_another_model_is_refused_and_nothing_set_aside(saved):
-    with pytest.raises(ConfigError, match="does not fit the model"):
+    with pytest.raises(ConfigError, match="does not fit"):
         Checkpoints(saved).restore(abstract(state_at(0, width=32)))
     assert (saved / "checkpoints/2").is_dir()
 

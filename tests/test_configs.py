@@ -18,6 +18,7 @@ from tests.conftest import make_mesh
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
 ONE = jax.devices()[:1]  # several devices compile for a long time; what they compute is compared by gradients
+SHALLOW = ("encoders.image.depth=1", "encoders.text.depth=1")  # where depth is not what is tested
 pytestmark = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 
 
@@ -91,7 +92,7 @@ def test_a_continued_run_is_bitwise_an_unbroken_one(path, tmp_path):
         return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
 
     common = ("log.every=1", "batch=16", "steps=6", "checkpoint.every=3", "optim.average=0.9", "optim.warmup=2")
-    whole = tiny(path, *common)
+    whole = tiny(path, *common, *SHALLOW)
     whole.evals = {}
     train.train(whole, tmp_path / "whole", ONE)
     # A run of six steps that ends after three: what a kill leaves, without the killing.
@@ -133,3 +134,13 @@ def test_full_size_config_is_valid_without_its_data(path):
     params, _ = jax.eval_shape(init)
     assert optim.count(params) > 1e6
     optim.build(config.optim, config.steps, params)
+
+
+def test_a_finished_run_started_again_says_so_and_stays_as_it_is(path, tmp_path, capsys):
+    config = tiny(path, "batch=16", "steps=2", "optim.warmup=1", *SHALLOW)
+    train.train(config, tmp_path, ONE)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert train.train(config, tmp_path, ONE) == 0
+    assert "had its 2 steps already" in capsys.readouterr().out
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert {k: again[k] for k in ("loss", "evals")} == {k: summary[k] for k in ("loss", "evals")}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -290,7 +289,6 @@ class FaultCounter:
         self.budget, self.seen, self.faulty = budget, 0, 0
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
-        self._lock = threading.Lock()
 
     def add(self, batch: Element) -> list[str]:
         """Counts a batch; returns the reasons that are new, with the first example of each.
@@ -299,22 +297,21 @@ class FaultCounter:
             RuntimeError: over the budget, with the five most frequent reasons and an example of each.
         """
         new = []
-        with self._lock:
-            self.seen += len(batch["fault"])
-            for fault, identity in zip(batch["fault"], batch["id"], strict=True):
-                if not fault:
-                    continue
-                self.faulty += 1
-                # Messages name files and addresses; what comes before the second colon is the kind of fault.
-                reason = ":".join(str(fault).split(":")[:2])
-                if reason not in self.reasons:
-                    self.examples[reason] = f"{identity} ({fault})"
-                    new.append(f"{reason}, first at {self.examples[reason]}")
-                self.reasons[reason] += 1
-            if self.seen >= 100 and self.faulty > self.budget * self.seen:
-                top = "\n".join(f"  {n} x {r}, first at {self.examples[r]}" for r, n in self.reasons.most_common(5))
-                raise RuntimeError(
-                    f"{self.faulty} of {self.seen} examples could not be read, more than data.fault_budget="
-                    f"{self.budget} allows:\n{top}\nMend the data, or raise the budget."
-                )
+        self.seen += len(batch["fault"])
+        for fault, identity in zip(batch["fault"], batch["id"], strict=True):
+            if not fault:
+                continue
+            self.faulty += 1
+            # Messages name files and addresses; what comes before the second colon is the kind of fault.
+            reason = ":".join(str(fault).split(":")[:2])
+            if reason not in self.reasons:
+                self.examples[reason] = f"{identity} ({fault})"
+                new.append(f"{reason}, first at {self.examples[reason]}")
+            self.reasons[reason] += 1
+        if self.seen >= 100 and self.faulty > self.budget * self.seen:
+            top = "\n".join(f"  {n} x {r}, first at {self.examples[r]}" for r, n in self.reasons.most_common(5))
+            raise RuntimeError(
+                f"{self.faulty} of {self.seen} examples could not be read, more than data.fault_budget="
+                f"{self.budget} allows:\n{top}\nMend the data, or raise the budget."
+            )
         return new
