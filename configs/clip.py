@@ -41,5 +41,5 @@ def get_config(arg: str = "B"):
     c.data.update(threads=16, workers=8)
     c.optim.update(lr=lr, warmup=2000, b1=0.9, b2=0.98, eps=1e-6, decay=0.2, clip=0.0)
     c.log.every, c.checkpoint.every, c.eval_every = 100, 2000, 10_000
-    c.evals = dict(val=dict(name="retrieval", data=c.data.train.to_dict() | dict(split="validation")))
+    c.evals = dict(val=dict(name="retrieval", data=dict(split="validation")))
     return common.tiny(c) if arg == "tiny" else c

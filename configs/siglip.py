@@ -37,5 +37,5 @@ def get_config(arg: str = "B"):
     c.data.update(threads=16, workers=8)
     c.optim.update(lr=1e-3, warmup=9_000, b1=0.9, b2=0.95, eps=1e-8, decay=1e-4, clip=1.0)
     c.log.every, c.checkpoint.every, c.eval_every = 100, 2000, 10_000
-    c.evals = dict(val=dict(name="retrieval", data=c.data.train.to_dict() | dict(split="validation")))
+    c.evals = dict(val=dict(name="retrieval", data=dict(split="validation")))
     return common.tiny(c) if arg == "tiny" else c

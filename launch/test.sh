@@ -24,4 +24,4 @@ done
 
 environment demo,test
 if $setup_only; then exit 0; fi
-exec python -m pytest ${marks[@]+"${marks[@]}"} ${rest[@]+"${rest[@]}"}
+exec python -m pytest -n auto --dist worksteal ${marks[@]+"${marks[@]}"} ${rest[@]+"${rest[@]}"}

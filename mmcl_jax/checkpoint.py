@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
         self.folder, self.manifests = workdir.resolve() / "checkpoints", workdir.resolve() / "manifests"
         self.read_only = read_only
+        self.sealing: threading.Thread | None = None
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.manifests.mkdir(parents=True, exist_ok=True)
@@ -79,18 +81,32 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config))
         if not self.manager.save(step, args=args, force=True):
             raise RuntimeError(f"Orbax did not save step {step} in {self.folder}.")
+        self.sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
+        self.sealing.start()
+
+    def _seal(self, step: int) -> None:
+        """Writes the manifest as soon as Orbax is done, beside the training; drops those of deleted checkpoints.
+
+        Only of the step just saved: a manifest made later would vouch for whatever has happened to the files since.
+        """
+        self.manager.wait_until_finished()
+        _write_json(self._manifest(step), _digests(self.folder / str(step)))
+        steps = set(self.steps())
+        for path in self.manifests.glob("*.json"):
+            if path.stem.isdigit() and int(path.stem) not in steps:
+                path.unlink()
 
     def wait(self) -> None:
-        """Waits for the save that is under way, and writes manifests of those that have none."""
+        """Waits until the save that is under way is on the disk, with its manifest.
+
+        Raises:
+            Exception: what went wrong in the background.
+        """
         self.manager.wait_until_finished()
-        if jax.process_index() == 0:
-            steps = set(self.steps())
-            for step in steps:
-                if not self._manifest(step).exists():
-                    _write_json(self._manifest(step), _digests(self.folder / str(step)))
-            for path in self.manifests.glob("*.json"):
-                if path.stem.isdigit() and int(path.stem) not in steps:
-                    path.unlink()
+        self.manager.check_for_errors()
+        if self.sealing is not None:
+            self.sealing.join()
+            self.sealing = None
 
     def close(self) -> None:
         """Waits and lets go."""
@@ -111,9 +127,12 @@ class Checkpoints:
 
         Raises:
             RuntimeError: if there are checkpoints and none can be used; never a silent start from zero.
+            FileNotFoundError: if there is none of `step`.
             ConfigError: if a whole checkpoint is of another model than `abstract_state`.
         """
         steps = self.steps() if step is None else [step]
+        if step is not None and step not in self.steps():
+            raise FileNotFoundError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps()}.")
         damaged = []
         for candidate in reversed(steps):
             problem = self.verify(candidate)
@@ -122,7 +141,7 @@ class Checkpoints:
                     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
                     return candidate, self.manager.restore(candidate, args=args).state
                 except Exception as e:  # noqa: BLE001 - whatever a damaged file makes a reader raise
-                    if problem is None:
+                    if problem is None or self._readable(candidate):
                         raise ConfigError(
                             f"The checkpoint {self.folder / str(candidate)} is whole, but does not fit this config's "
                             f"model. Compare {self.folder.parent / 'config.json'}, or choose another --workdir. ({e})"
@@ -137,6 +156,14 @@ class Checkpoints:
                 "from step 0, choose another --workdir."
             )
         return None
+
+    def _readable(self, step: int) -> bool:
+        """Whether the state can be read at all, whatever its shape."""
+        try:
+            self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+        except Exception:  # noqa: BLE001 - as above
+            return False
+        return True
 
     def verify(self, step: int) -> str | None:
         """None if every file is as it was written, "unverified" if there is no manifest, or else what is wrong."""

@@ -84,10 +84,12 @@ def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str
 
 
 def _train(arguments) -> int:
-    from mmcl_jax import config, train
+    from mmcl_jax import config, log, train
 
     loaded = config.load(arguments.config, arguments.overrides)
     workdir = arguments.workdir or _default_workdir(arguments.config)
+    changed = config.diff(config.load(arguments.config).to_dict(), loaded.to_dict())
+    log.say(f"config {arguments.config}" + "".join(f"\n  {k}: {a!r} -> {b!r}" for k, (a, b) in changed.items()))
     return train.train(loaded, workdir)
 
 
@@ -108,7 +110,7 @@ def _eval(arguments) -> None:
         raise ConfigError("There is no evaluator: the config's evals are empty. Give another one with --config.")
     results = {}
     for name, part in loaded.evals.items():
-        results |= {f"{name}/{k}": v for k, v in evals.run(predictor, name, part).items()}
+        results |= {f"{name}/{k}": v for k, v in evals.run(predictor, name, part, loaded.data.train).items()}
     log.results_table(results)
     out = Path(arguments.run_dir) / f"eval_{predictor.step}.json"
     out.write_text(json.dumps({"step": predictor.step, **results}, indent=1) + "\n")

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmcl_jax.named import ConfigError, did_you_mean
+from mmcl_jax.named import ConfigError, checked, did_you_mean
 
 # Parts whose keys are arguments of the thing they name; that thing's own signature says which keys exist.
 OPEN = ("method", "encoders", "data.train", "data.streams", "data.eval_streams", "evals")
@@ -66,7 +66,7 @@ def _run_file(file: Path, arg: str) -> ConfigDict:
     loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{file} has no function get_config(arg).")
-    return module.get_config(arg) if arg else module.get_config()
+    return checked(str(file), module.get_config, arg) if arg else module.get_config()
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
@@ -98,9 +98,9 @@ def _like(value: Any, old: Any, key: str, text: str) -> Any:
         return text.strip("'\"") if not isinstance(value, str) else value
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(old, tuple | list) and isinstance(value, str):
-        value = (value,)
-    if old is not None and type(value) is not type(old) and not (isinstance(old, tuple) and isinstance(value, list)):
+    if isinstance(old, tuple | list) and isinstance(value, str | tuple | list):
+        return type(old)((value,) if isinstance(value, str) else value)
+    if old is not None and type(value) is not type(old):
         raise ConfigError(f"--config.{key}={text}: expected {type(old).__name__}, like {old!r}.")
     return value
 
@@ -173,6 +173,11 @@ def validate(config: ConfigDict, devices: int) -> None:
         ("optim.clip", o.clip >= 0, "must be 0 (off) or a gradient norm, like 1.0"),
         ("log.every", config.log.every > 0, "must be positive"),
         ("checkpoint.every", config.checkpoint.every > 0, "must be positive"),
+        ("checkpoint.keep", config.checkpoint.keep > 0, "must be positive, or nothing would be kept"),
+        ("eval_every", config.eval_every >= 0, "must be 0 (at the end only) or a number of steps"),
+        ("max_bad_steps", config.max_bad_steps > 0, "must be positive"),
+        ("data.threads", config.data.threads > 0, "must be positive"),
+        ("data.prefetch", config.data.prefetch > 0, "must be positive"),
         ("data.fault_budget", 0 <= config.data.fault_budget <= 1, "is a share, between 0 and 1"),
         ("data.workers", config.data.workers >= 0, "must not be negative"),
         ("dtype", config.dtype in ("float32", "bfloat16"), "possible: float32, bfloat16"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ class Logger:
 
     def __init__(self, workdir: Path, steps: int, batch: int, config: Any, start: int = 0, on: bool = True):
         self.steps, self.batch, self.start, self.on = steps, batch, start, on
+        self.clock = self.began = time.monotonic()
+        self.last, self.waited = start, 0.0
         self.writers: list[Any] = []
         self.bar = None
         if not on:
@@ -112,9 +115,6 @@ class Logger:
             self.bar = Progress(BarColumn(24), TextColumn("{task.description}"), console=console, transient=True)
             self.task = self.bar.add_task("compiling", total=steps, completed=start)
             self.bar.start()
-        self.clock = self.began = time.monotonic()
-        self.last = start
-        self.waited = 0.0
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs a training step; `metrics` has `loss`."""
@@ -148,16 +148,20 @@ class Logger:
         shown = "  ".join(f"{k} {short(metrics[k])}" for k in (headline or list(metrics)[:6]))
         say(f"eval {name} at step {step}: {shown}")
 
-    def pause(self) -> None:
-        """Starts the clock anew: time spent on evaluation and the like is not training time."""
-        if self.on:
-            self.clock, self.last, self.waited = time.monotonic(), self.last, 0.0
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """For saves and evaluations: they are not training time, so rates and the ETA leave them out."""
+        began = time.monotonic()
+        yield
+        self.clock += time.monotonic() - began
 
-    def resume_at(self, step: int) -> None:
-        """As `pause`, and the next rate counts from `step`."""
-        if self.on:
-            self.pause()
-            self.last = step
+    def start_clock(self, step: int) -> None:
+        """Rates count from `step` on; before it lies the compilation."""
+        self.clock, self.last, self.waited = time.monotonic(), step, 0.0
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the results of the evaluators at `step` are written down."""
+        return any(r["step"] == step and "loss" not in r for r in read_metrics(self.path))
 
     def _write(self, row: dict[str, Any]) -> None:
         # JSON has no NaN: null.

@@ -140,7 +140,9 @@ class Predictor:
                 field = self.streams.chains[name].field
                 value = look_up(record, field)
                 for v in value if isinstance(value, list) else [value]:
-                    arrays, _ = self.streams.run(name, _nest(field, v), i)
+                    arrays, problem = self.streams.run(name, _nest(field, v), i)
+                    if problem:
+                        log.warn(f"left out of the evaluation: record {record.get('id', i)}, {name}: {problem}")
                     if arrays is None:
                         continue
                     owners[name].append(i)

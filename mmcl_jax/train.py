@@ -46,15 +46,19 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     began = time.monotonic()
 
     # ---- Check -----------------------------------------------------------------------------------------------------
+    if jax.process_count() > 1:
+        raise named.ConfigError("Training with several processes is not built yet; start one process for all devices.")
     mesh = named.checked("mesh", parallel.make_mesh, config.mesh, devices)
     configs.validate(config, mesh.size)
     held = lock(workdir) if jax.process_index() == 0 else None
+    # A workdir without a checkpoint holds nothing to go on from: its files are those of a start that failed.
+    begun = any((workdir / "checkpoints").glob("[0-9]*"))
     saved = workdir / "config.json"
-    changed = configs.check_continuation(json.loads(saved.read_text()), config.to_dict()) if saved.exists() else {}
+    changed = configs.check_continuation(json.loads(saved.read_text()), config.to_dict()) if begun else {}
 
     # ---- Data ------------------------------------------------------------------------------------------------------
     sources, weights = pipeline.open_sources(config.data.train)
-    tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, save=jax.process_index() == 0)
+    tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, begun)
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
     eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
     for part in (streams, eval_streams):
@@ -82,7 +86,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         describe(config, workdir, mesh, streams, sources, shapes.params)
         for key, (old, new) in changed.items():
             log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
-        saved.write_text(configs.to_json(config))
+        write_whole(saved, configs.to_json(config))
         eval_streams.write_spec(workdir / "eval_streams.json")
 
     # ---- State: where it was, or from another run, or from scratch -------------------------------------------------
@@ -92,6 +96,8 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     if restored is not None:
         start, state = restored
         log.say(f"going on from step {start}")
+        if start > config.steps:
+            raise named.ConfigError(f"steps={config.steps}, but the run in {workdir} is at step {start} already.")
     else:
         start, state = 0, jax.jit(init, out_shardings=sharding)(jax.random.key(config.seed))
         if config.init_from.run:
@@ -108,11 +114,21 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
     stop = Stop()
     exit_code = 0
+
+    def evaluate_now(now):
+        predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
+        evaluate(predictor, config, logger, now)
+
+    def due(now):
+        return now == config.steps or (config.eval_every and now % config.eval_every == 0)
+
     try:
+        if start and due(start) and not logger.has_evaluation(start):
+            evaluate_now(start)  # the run was stopped between a save and its evaluation
         for now in range(start + 1, config.steps + 1):
             waiting = time.monotonic()
             batch = next(batches)
-            logger.waited += time.monotonic() - waiting if on else 0
+            logger.waited += time.monotonic() - waiting
             for reason in faults.add(batch):
                 log.warn(f"can't read an example, it is left out: {reason}")
             rows = {"streams": batch["streams"], "position": batch["position"]}
@@ -120,34 +136,34 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
             if now == start + 1:
                 jax.block_until_ready(metrics)
                 log.say(f"compiled in {log.duration(time.monotonic() - waiting)}")
-                logger.resume_at(now)
+                logger.start_clock(now)
             steps.add(now, metrics, faults.faulty)
 
             last, stopping = now == config.steps, stop.asked(now)
             if now % config.checkpoint.every == 0 or last or stopping:
                 steps.flush()
-                checkpoints.save(now, state, config.to_dict())
-                logger.pause()
+                with logger.off_the_clock():
+                    checkpoints.save(now, state, config.to_dict())
             if stopping and not last:
                 exit_code = stop.exit_code
+                checkpoints.wait()
                 log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
                 break
-            if last or (config.eval_every and now % config.eval_every == 0):
+            if due(now):
                 steps.flush()
-                predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
-                evaluate(predictor, config, logger, now)
-                logger.pause()
+                with logger.off_the_clock():
+                    evaluate_now(now)
     finally:
-        stop.restore_handlers()
         logger.close()
         checkpoints.close()
+        stop.restore_handlers()
+        if held:
+            held.close()
     if on and not exit_code:
         if start >= config.steps:
             log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
         finish(predictor, config, workdir, steps, faults, time.monotonic() - began)
-    if held:
-        held.close()
     return exit_code
 
 
@@ -195,6 +211,13 @@ class StepWatcher:
             self.logger.train(now, values | counts)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file such that a crash leaves the old one or the new one, never half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
     """Refuses a tokenizer with more tokens than the text tower has rows: they would silently share the last one."""
     rows = config.encoders.get("text", {}).get("vocab")
@@ -210,7 +233,7 @@ def evaluate(predictor: predict.Predictor, config: ConfigDict, logger: log.Logge
     predictor.step = now
     for name, part in config.evals.items():
         try:
-            metrics = evals.run(predictor, name, part)
+            metrics = evals.run(predictor, name, part, config.data.train)
         except Exception as e:
             e.add_note(f"evals.{name} failed at step {now}.")
             raise
@@ -265,10 +288,14 @@ def finish(
     log.results_table(final)
     figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
     made = ["curves.png"]
-    shown = next((e for e in config.evals.values() if e.name == "retrieval"), None)
+    name, shown = next(((k, e) for k, e in config.evals.items() if e.name == "retrieval"), ("", None))
     if shown is not None:
-        figures.retrieval(predictor, shown.data, workdir / "retrieval.png")
-        made.append("retrieval.png")
+        try:
+            data = evals.with_source(shown.data, config.data.train)
+            figures.retrieval(predictor, data, workdir / "retrieval.png", name)
+            made.append("retrieval.png")
+        except Exception as e:  # noqa: BLE001 - a finished run is worth more than its picture
+            log.warn(f"no retrieval.png: {type(e).__name__}: {e}")
     log.say(
         f"done in {log.duration(seconds)}: {workdir}/ has summary.json, metrics.jsonl, {', '.join(made)}, checkpoints/"
     )

@@ -92,7 +92,11 @@ WRONG = {
     "mistyped size": (["--config.encoders.image.size=Tii"], "possible"),
     "wrong type": (["--config.batch=many"], "expected int"),
     "bad value": (["--config.optim.lr=-1.0"], "optim.lr"),
-    "unknown data set": (["--config.data.train.source=tfds", "--config.data.train.name=coco7"], "data.train"),
+    "unknown variant": (["--config", "configs/clip.py:XL"], "possible: S, B"),
+    "unknown data set": (["--config", "configs/clip_emoji.py", "--config.data.train.name=coco7"], "data build coco7"),
+    "no path": (["--config", "configs/clip.py"], "data.train.path is missing"),
+    "missing file": (["--config", "configs/clip.py", "--config.data.train.path=no.csv"], "no table at no.csv"),
+    "empty split": (["--config", "configs/clip.py", "--config.data.train.path=SPLIT"], "no rows of split 'train'"),
     "unknown source": (["--config.data.train.source=imagenet"], "Possible: files, synthetic, tfds"),
     "unknown op": (["--config.data.streams.image=decode|resise(16)"], "did you mean 'resize'"),
     "bad patch": (["--config.encoders.image.patch=5"], "multiples of patch=5"),
@@ -106,7 +110,10 @@ def test_wrong_input_is_refused_before_compiling(tmp_path, capsys, monkeypatch, 
 
     monkeypatch.chdir(repository)
     monkeypatch.setattr(step, "compile_step", lambda *a, **k: pytest.fail("reached the compiler"))
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption,split\na.png,a,test\n")
     for name, (arguments, expected) in WRONG.items():
+        arguments = [a.replace("SPLIT", str(table)) for a in arguments]
         workdir = tmp_path / name.replace(" ", "_")
         code = main(["train", "--config", "configs/clip_emoji.py:tiny", "--workdir", str(workdir), *arguments])
         error = capsys.readouterr().err

@@ -40,7 +40,7 @@ class DeviceStreams:
         return batch
 
     def _run(self, chain: Sequence[tuple[Any, Callable]], data: Array, position: Array) -> Array:
-        if chain and data.dtype == jnp.uint8:
+        if data.dtype == jnp.uint8 and (chain or data.ndim == 4):  # images, with ops or without
             data = data.astype(jnp.float32) / 255
         for op, function in chain:
             keys = {}

@@ -77,11 +77,14 @@ class Streams:
             f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(source[0])}."
         )
 
-    def element(self, record: dict[str, Any], position: int) -> Element:
-        """One element: a stream that fails or is missing is zeros with present=False."""
+    def element(self, record: dict[str, Any] | Exception, position: int) -> Element:
+        """One element: a stream that fails or is missing is zeros with present=False; all are, of a failed record."""
         streams, faults = {}, []
-        identity = str(record.get("id", position))
+        failed = isinstance(record, Exception)
+        identity = str(position if failed else record.get("id", position))
         try:
+            if failed:
+                raise record
             record = self.record(record, position)
         except Exception as e:  # noqa: BLE001 - data can be wrong in any way; it is masked, counted and told
             faults.append(f"record: {type(e).__name__}: {e}")
@@ -170,7 +173,11 @@ class Pipeline:
     def __getitem__(self, i: int) -> Element:
         b = self.batch // self.processes
         position = (i // b) * self.batch + self.process * b + i % b
-        return self.streams.element(self.records[position], position)
+        try:
+            record = self.records[position]
+        except Exception as e:  # noqa: BLE001 - a record that can't be read is masked and counted like any other fault
+            record = e
+        return self.streams.element(record, position)
 
     def batches(self, step: int, threads: int = 2, prefetch: int = 4, workers: int = 0) -> Iterator[Element]:
         """Batches of this process from `step` on; nothing else is needed to resume.
@@ -219,14 +226,14 @@ def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
     return opened, [w / sum(weights) for w in weights]
 
 
-def make_tokenizer(config: Any, opened: list[Any], workdir: Path, save: bool = True) -> tokenizers.Tokenizer | None:
+def make_tokenizer(config: Any, opened: list[Any], workdir: Path, begun: bool = False) -> tokenizers.Tokenizer | None:
     """The run's tokenizer: its own from before, or the config's, or one trained on the captions.
 
     Args:
         config: `config.data`.
         opened: the training sources.
         workdir: of the run, where it is read from and saved to.
-        save: whether to save it.
+        begun: whether the run goes on from a checkpoint, whose tokens mean what its own tokenizer says.
 
     Returns:
         The tokenizer, or None if no stream is tokenized.
@@ -237,16 +244,15 @@ def make_tokenizer(config: Any, opened: list[Any], workdir: Path, save: bool = T
     if not any("tokenize" in text for text in config.streams.values()):
         return None
     path = workdir / "tokenizer.json"
-    if path.exists():
+    if begun and path.exists():
         return tokenizers.load(path)
     if config.tokenizer.path:
         tokenizer = tokenizers.load(config.tokenizer.path)
     else:
         texts = _captions(config, opened)
         tokenizer = tokenizers.train(texts, config.tokenizer.vocab, config.tokenizer.lower)
-    if save:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(path)
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(path)
     return tokenizer
 
 

@@ -44,13 +44,16 @@ def curves(metrics: str | Path, out: str | Path) -> None:
     plt.close(figure)
 
 
-def retrieval(predictor: Predictor, data: Mapping[str, Any], out: str | Path, rows: int = 6, best: int = 5) -> None:
+def retrieval(
+    predictor: Predictor, data: Mapping[str, Any], out: str | Path, name: str = "", rows: int = 6, best: int = 5
+) -> None:
     """Draws text -> best images and image -> best texts, hits marked green, to a PNG.
 
     Args:
         predictor: the model.
         data: a source with images and texts, as in `data.train`.
         out: the PNG.
+        name: what the data is called in the config, for the line at the foot.
         rows: number of queries each way, spread over the source.
         best: results per query.
     """
@@ -59,9 +62,12 @@ def retrieval(predictor: Predictor, data: Mapping[str, Any], out: str | Path, ro
     image_owner, text_owner, texts = found.owners["image"], found.owners["text"], found.texts["text"]
     scores = found.vectors["text"] @ found.vectors["image"].T
     firsts = np.unique(text_owner, return_index=True)[1]  # the first caption of each record
+    firsts = firsts[np.isin(text_owner[firsts], image_owner)]
     queries = firsts[np.linspace(0, len(firsts) - 1, min(rows, len(firsts))).round().astype(int)]
     field = predictor.streams.chains["image"].field
-    figure, axes = plt.subplots(len(queries), best + 3, figsize=(1.25 * best + 6.2, 1.15 * len(queries) + 0.9))
+    figure, axes = plt.subplots(
+        len(queries), best + 3, figsize=(1.25 * best + 6.2, 1.15 * len(queries) + 0.9), squeeze=False
+    )
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -78,7 +84,7 @@ def retrieval(predictor: Predictor, data: Mapping[str, Any], out: str | Path, ro
     axes[0, best + 1].set_title("image → texts", loc="left", fontsize=10)
     credit = getattr(source, "attribution", "")
     figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.text(0.01, 0.01, f"{found.size} records; hits green. {credit}", fontsize=7, color="#555555")
+    figure.text(0.01, 0.01, f"{name}: {found.size} records; hits green. {credit}", fontsize=7, color="#555555")
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
@@ -95,8 +101,10 @@ def _texts(ax: Axes, lines: Sequence[tuple[str, bool]]) -> None:
         ax.text(0.0, 0.92 - 0.2 * k, textwrap.shorten(text, 34), fontsize=7, va="center", **style)
 
 
-def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str], out: str | Path, columns: int = 8) -> None:
-    """Draws images [H, W, 3] in [0, 1] with a line under each, to a PNG."""
+def contact_sheet(
+    images: Sequence[np.ndarray], titles: Sequence[str], out: str | Path, columns: int = 8, credit: str = ""
+) -> None:
+    """Draws images [H, W, 3] in [0, 1] with a line under each and a credit at the foot, to a PNG."""
     n = len(images)
     rows = -(-n // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.85 * rows), squeeze=False)
@@ -105,6 +113,7 @@ def contact_sheet(images: Sequence[np.ndarray], titles: Sequence[str], out: str 
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(np.clip(image, 0, 1))
         ax.set_title(textwrap.fill(title, 20), fontsize=6, y=-0.28)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.text(0.01, 0.005, credit, fontsize=7, color="#555555")
     figure.savefig(out, dpi=110)
     plt.close(figure)

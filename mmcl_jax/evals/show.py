@@ -31,7 +31,7 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     """
     sources, weights = pipeline.open_sources(config.data.train)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = pipeline.make_tokenizer(config.data, sources, Path(folder), save=False)
+        tokenizer = pipeline.make_tokenizer(config.data, sources, Path(folder))
     chosen = config.data.eval_streams if evaluation else config.data.streams
     streams = pipeline.Streams(chosen, config.seed, tokenizer, config.data.record)
     streams.find_spec(sources[0])
@@ -50,4 +50,5 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     sheet = [[(x[i] - low) / (high - low) for x in images.values()] for i in range(count)]
     named = [[f"{name}{title}" if len(images) > 1 else title for name in images] for title in titles]
     flat = itertools.chain.from_iterable
-    figures.contact_sheet(list(flat(sheet)), list(flat(named)), out)
+    credits = sorted({c for c in (getattr(s, "attribution", "") for s in sources) if c})
+    figures.contact_sheet(list(flat(sheet)), list(flat(named)), out, credit="  ".join(credits))

@@ -47,7 +47,9 @@ def sigmoid(
     """
     x, y = _zero_absent(x, present), _zero_absent(y, present)
     present = jnp.ones(x.shape[0], bool) if present is None else present
-    logits = scale * jnp.dot(x, parallel.gather(y, axis).T, preferred_element_type=jnp.float32) + bias  # [b, B]
+    logits = (
+        scale * jnp.dot(x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32) + bias
+    )  # [b, B]
     own = jnp.arange(logits.shape[1])[None] == parallel.rows(x.shape[0], axis)[:, None]
     pair_loss = -jax.nn.log_sigmoid(jnp.where(own, logits, -logits))
     pair_loss = jnp.where(parallel.gather(present, axis)[None], pair_loss, 0.0)

@@ -28,7 +28,8 @@ def info_nce(
 
     Radford et al., Learning Transferable Visual Models From Natural Language Supervision, arXiv 2103.00020.
     Both directions share one tile of logits: only y is gathered, and the log-sum-exp over columns is combined
-    across devices. Logits and losses are float32 whatever the inputs are.
+    across devices. Logits and losses are float32 whatever the inputs are,
+    also on accelerators whose matrix products are coarser unless asked.
 
     Args:
         x: [b, D] unit vectors, this device's rows.
@@ -48,8 +49,10 @@ def info_nce(
     x, y = _zero_absent(x, present), _zero_absent(y, present)
     present = jnp.ones(x.shape[0], bool) if present is None else present
     present_all = parallel.gather(present, axis)  # [B]
-    logits = scale * jnp.dot(x, parallel.gather(y, axis).T, preferred_element_type=jnp.float32)  # [b, B]
-    positive = scale * jnp.einsum("bd,bd->b", x, y, preferred_element_type=jnp.float32)  # [b]
+    logits = scale * jnp.dot(
+        x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32
+    )  # [b, B]
+    positive = scale * jnp.einsum("bd,bd->b", x, y, precision="highest", preferred_element_type=jnp.float32)  # [b]
 
     row_lse = jax.nn.logsumexp(jnp.where(present_all[None], logits, _NEVER), axis=1)  # [b]
     columns = jnp.where(present[:, None], logits, _NEVER)
@@ -79,7 +82,7 @@ def in_batch_accuracy(x: Array, y: Array, present: Array | None = None, *, axis:
     """
     x, y = jax.lax.stop_gradient((_zero_absent(x, present), _zero_absent(y, present)))
     present = jnp.ones(x.shape[0], bool) if present is None else present
-    scores = jnp.dot(x, parallel.gather(y, axis).T, preferred_element_type=jnp.float32)  # [b, B]
+    scores = jnp.dot(x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32)  # [b, B]
     own = jnp.arange(scores.shape[1])[None] == parallel.rows(x.shape[0], axis)[:, None]
     positive = jnp.where(own, scores, 0).sum(1)
     others = jnp.where(parallel.gather(present, axis)[None] & ~own, scores, _NEVER)

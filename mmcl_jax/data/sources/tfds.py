@@ -90,11 +90,14 @@ def _how_to_build(name: str, data_dir) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Bytes of text to str, arrays of texts to lists; images are PNG or JPEG bytes and stay."""
+    """Bytes of text to str, arrays of texts to lists; encoded images stay bytes."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, bytes):
-        return value if value[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"RIFF") else value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError:  # no encoded image is UTF-8: their signatures see to that
+            return value
     if isinstance(value, np.ndarray) and value.dtype == object or isinstance(value, list):
         return [_plain(v) for v in value]
     return value
