@@ -134,13 +134,3 @@ def test_full_size_config_is_valid_without_its_data(path):
     params, _ = jax.eval_shape(init)
     assert optim.count(params) > 1e6
     optim.build(config.optim, config.steps, params)
-
-
-def test_a_finished_run_started_again_says_so_and_stays_as_it_is(path, tmp_path, capsys):
-    config = tiny(path, "batch=16", "steps=2", "optim.warmup=1", *SHALLOW)
-    train.train(config, tmp_path, ONE)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert train.train(config, tmp_path, ONE) == 0
-    assert "had its 2 steps already" in capsys.readouterr().out
-    again = json.loads((tmp_path / "summary.json").read_text())
-    assert {k: again[k] for k in ("loss", "evals")} == {k: summary[k] for k in ("loss", "evals")}

@@ -1,5 +1,7 @@
 """The train step: what is not finite changes nothing, rules freeze and scale, averages average."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +98,15 @@ def test_average_of_weights():
         average = d * average + (1 - d) * n
     assert optim.to_evaluate(params, state)["w"] == pytest.approx(average)
     assert optim.to_evaluate(params, ()) is params
+
+
+def test_a_finished_run_started_again_says_so_and_stays_as_it_is(repository, tmp_path, capsys):
+    overrides = ["batch=16", "steps=2", "optim.warmup=1", "encoders.image.depth=1", "encoders.text.depth=1"]
+    config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", overrides)
+    one = jax.devices()[:1]
+    train.train(config, tmp_path, one)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert train.train(config, tmp_path, one) == 0
+    assert "had its 2 steps already" in capsys.readouterr().out
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert {k: again[k] for k in ("loss", "evals")} == {k: summary[k] for k in ("loss", "evals")}
