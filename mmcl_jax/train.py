@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
     eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
     for part in (streams, eval_streams):
-        part.find_spec(sources[0])
+        part.find_spec(*sources)
     device = predict.device_streams(streams, config.seed)
 
     # ---- Model -----------------------------------------------------------------------------------------------------

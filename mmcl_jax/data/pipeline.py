@@ -53,16 +53,17 @@ class Streams:
             self.source_of[name] = shared.setdefault(key, name) if self.hosts[name].shareable else name
         self.spec: dict[str, dict[str, np.ndarray]] = {}
 
-    def find_spec(self, source: Any, tries: int = 64) -> None:
-        """Finds the shape and dtype of every stream from the first records on which its ops succeed.
+    def find_spec(self, *sources: Any, tries: int = 64) -> None:
+        """Finds the shape and dtype of every stream from the first records, of any source, on which its ops succeed.
 
         Raises:
             ConfigError: if a stream fails on all of the first records: a fault of the config rather than of the data.
         """
         problems: dict[str, str] = {}
         wanted = set(self.source_of.values())
-        for i in range(min(tries, len(source))):
-            record = self.record(source[i], 0)
+        firsts = [source[i] for source in sources for i in range(min(tries, len(source)))]
+        for record in firsts:
+            record = self.record(record, 0)
             for name in sorted(wanted - set(self.spec)):
                 value, problem = self.run(name, record, 0)
                 if problem is None and value is not None:
@@ -73,8 +74,8 @@ class Streams:
                 return
         name = sorted(wanted - set(self.spec))[0]
         raise ConfigError(
-            f"Stream {name!r} could not be made from any of the first {min(tries, len(source))} records: "
-            f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(source[0])}."
+            f"Stream {name!r} could not be made from any of the first {len(firsts)} records: "
+            f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(firsts[0])}."
         )
 
     def element(self, record: dict[str, Any] | Exception, position: int) -> Element:

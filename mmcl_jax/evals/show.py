@@ -34,7 +34,7 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
         tokenizer = pipeline.make_tokenizer(config.data, sources, Path(folder))
     chosen = config.data.eval_streams if evaluation else config.data.streams
     streams = pipeline.Streams(chosen, config.seed, tokenizer, config.data.record)
-    streams.find_spec(sources[0])
+    streams.find_spec(*sources)
     records = pipeline.Pipeline(pipeline.mix(sources, weights, config.seed), streams, count)
     host = pipeline.stack([records[i] for i in range(count)])
     batch = jax.jit(device_streams(streams, config.seed))({k: host[k] for k in ("streams", "position")})

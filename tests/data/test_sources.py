@@ -74,6 +74,20 @@ def test_wrong_files(folder, change, message):
         sources.make({"source": "files", "path": str(folder / "pairs.csv")} | change)
 
 
+def test_rows_without_an_image_or_a_caption(folder):
+    lines = ["image,caption,split", ",only text,train", ",another,train", "i1.png,,train", "i2.png,two,train"]
+    (folder / "gaps.csv").write_text("\n".join(lines) + "\n")
+    source = sources.make({"source": "files", "path": str(folder / "gaps.csv")})
+    found = [(bool(r["image"]), r["captions"]) for r in map(source.__getitem__, range(4))]
+    assert found == [(False, ["only text"]), (False, ["another"]), (True, None), (True, ["two"])]
+
+
+def test_one_image_in_two_splits_is_refused(folder):
+    (folder / "leak.csv").write_text("image,caption,split\ni1.png,a,train\ni1.png,b,test\n")
+    with pytest.raises(ConfigError, match="'i1.png' is in the splits 'train' and 'test'"):
+        sources.make({"source": "files", "path": str(folder / "leak.csv")})
+
+
 def test_a_table_that_is_none(folder):
     (folder / "bad.parquet").write_bytes(b"hello")
     (folder / "bad.xlsx").write_bytes(b"hello")

@@ -50,19 +50,23 @@ class Files:
             if column not in columns:
                 raise ValueError(f"{table} has no column {column!r} ({argument}){did_you_mean(column, columns)}")
         by_image: dict[str, dict[str, Any]] = {}
-        for row in rows:
+        for n, row in enumerate(rows):
             value = row[caption]
             captions = [value] if isinstance(value, str) else list(value or [])
-            record = by_image.setdefault(row[image], row | {"captions": []})
-            record["captions"] += [c for c in captions if c is not None]
-        wanted = [r for r in by_image.values() if split in ("all", _split_of(r, image))]
+            # A row without an image is a record of its own, with a caption only; an empty caption is a missing one.
+            record = by_image.setdefault(row[image] or f"row {n}", row | {"captions": []})
+            record["captions"] += [c for c in captions if c]
+            if record.get("split") != row.get("split"):
+                splits = f"{record['split']!r} and {row['split']!r}"
+                raise ValueError(f"{table}: {row[image]!r} is in the splits {splits}; its captions would leak.")
+        wanted = [(key, r) for key, r in by_image.items() if split in ("all", _split_of(r, key))]
         if not wanted:
-            possible = sorted({_split_of(r, image) for r in by_image.values()} | {"all"})
+            possible = sorted({_split_of(r, key) for key, r in by_image.items()} | {"all"})
             raise ValueError(f"{table} has no rows of split {split!r}; it has {', '.join(possible)}.")
         self.records = [
             {k: v for k, v in r.items() if k not in (image, caption)}
-            | {"image": r[image], "id": str(r[id] if id else r[image]), "captions": r["captions"] or None}
-            for r in wanted
+            | {"image": r[image], "id": str(r[id] if id else key), "captions": r["captions"] or None}
+            for key, r in wanted
         ]
         self.root.stat()  # a missing folder is said now, not as a million unreadable images
 
@@ -75,10 +79,10 @@ class Files:
         return record
 
 
-def _split_of(record: dict[str, Any], image: str) -> str:
+def _split_of(record: dict[str, Any], key: str) -> str:
     if record.get("split"):
         return record["split"]
-    percent = int(hashlib.sha256(str(record[image]).encode()).hexdigest(), 16) % 100
+    percent = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 100
     return next(name for name, end in SPLITS.items() if percent < end)
 
 
