@@ -154,6 +154,26 @@ def test_eval_embed_and_show(repository, tmp_path, capsys, monkeypatch):
     assert sheet.stat().st_size > 1000
 
 
+def test_ones_own_files_train_and_evaluate_by_the_readme_command(repository, tmp_path, monkeypatch):
+    """Only the training table is given; the evaluator takes its validation split from it."""
+    from PIL import Image
+
+    from mmcl_jax.cli import main
+
+    rows = [f"i{k}.jpg,colour number {k}" for k in range(120)]
+    for k in range(120):
+        Image.new("RGB", (40, 50), (2 * k, 255 - 2 * k, k)).save(tmp_path / f"i{k}.jpg")
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
+    small = [f"--config.encoders.{t}.{k}" for t in ("image", "text") for k in ("width=32", "depth=1", "heads=2")]
+    small += ["--config.batch=8", "--config.steps=1", "--config.optim.warmup=0", "--config.dtype=float32"]
+    monkeypatch.chdir(repository)
+    arguments = ["train", "--config", "configs/clip.py", f"--config.data.train.path={tmp_path}/pairs.csv"]
+    run = tmp_path / "run"
+    assert main([*arguments, "--workdir", str(run), "--config.data.workers=0", *small]) == 0
+    evaluated = json.loads((run / "summary.json").read_text())["evals"]
+    assert 0 < evaluated["val/n"] < 40, "the validation split, not all"
+
+
 def test_import_needs_neither_tensorflow_nor_torch(repository):
     code = (
         "import sys, mmcl_jax, mmcl_jax.train, mmcl_jax.evals.retrieval, mmcl_jax.data.datasets.openmoji; "
