@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from mmcl_jax.named import ConfigError
+from mmcl_jax.named import ConfigError, RunError
 from mmcl_jax.types import PyTree
 
 PREEMPTED = 42  # exit code: stopped by a signal after saving; start again to go on
@@ -66,7 +66,7 @@ class Checkpoints:
         """Starts to write the state; it goes on in the background. Waits for the save before, if that is not done.
 
         Raises:
-            OSError: if the disk has no room for it, before anything is written.
+            RunError: if the disk has no room for it, before anything is written.
         """
         self.wait()
         if step in self.steps():
@@ -74,7 +74,7 @@ class Checkpoints:
         need = sum(x.nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < 1.1 * need:
-            raise OSError(
+            raise RunError(
                 f"No room for a checkpoint in {self.folder}: it takes {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB "
                 "are free. Earlier checkpoints are intact; make room and start again."
             )
@@ -126,7 +126,7 @@ class Checkpoints:
             (step, state), or None if the run has never saved.
 
         Raises:
-            RuntimeError: if there are checkpoints and none can be used; never a silent start from zero.
+            RunError: if there are checkpoints and none can be used; never a silent start from zero.
             FileNotFoundError: if there is none of `step`.
             ConfigError: if a whole checkpoint is of another model than `abstract_state`.
         """
@@ -151,9 +151,10 @@ class Checkpoints:
             self._set_aside(candidate, problem)
         if damaged or list(self.folder.glob("*.damaged*")):
             found = "\n  ".join(damaged) or "only checkpoints that were set aside before"
-            raise RuntimeError(
-                f"No checkpoint in {self.folder} can be used:\n  {found}\nThey were renamed, not deleted. To start "
-                "from step 0, choose another --workdir."
+            kept = "Nothing was changed" if self.read_only else "They were renamed, not deleted"
+            raise RunError(
+                f"No checkpoint in {self.folder} can be used:\n  {found}\n{kept}. To start from step 0, choose another "
+                "--workdir."
             )
         return None
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmcl_jax.named import ConfigError
+from mmcl_jax.named import ConfigError, RunError
 
 CONFIG_HELP = "path.py, path.py:variant; any key can be changed with --config.key=value"
 
@@ -23,11 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every thread of every save
     try:
         return arguments.run(arguments) or 0
-    except (ConfigError, FileNotFoundError) as e:
+    except (ConfigError, RunError, FileNotFoundError) as e:
         if os.environ.get("MMCL_TRACEBACK"):
             raise
         print(f"mmcl {arguments.command}: {e}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(e, RunError) else 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("run_dir", metavar="RUN", help="workdir of a run")
     embed.add_argument("--data", required=True, help="source:key=value,..., tfds:name=openmoji/color,split=test say")
     embed.add_argument("--out", required=True, help="folder for <stream>.npz and <stream>.parquet")
+    embed.add_argument("--streams", default="", help="only these, with commas between them; default: all")
     embed.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
     embed.set_defaults(run=_embed)
 
@@ -108,27 +109,31 @@ def _eval(arguments) -> None:
     loaded = config.load(arguments.config or str(saved), arguments.overrides)
     if not loaded.evals:
         raise ConfigError("There is no evaluator: the config's evals are empty. Give another one with --config.")
+    evals.check(predictor, loaded.evals, loaded.data.train)
     results = {}
     for name, part in loaded.evals.items():
         results |= {f"{name}/{k}": v for k, v in evals.run(predictor, name, part, loaded.data.train).items()}
     log.results_table(results)
-    out = Path(arguments.run_dir) / f"eval_{predictor.step}.json"
+    other = f"_{_default_workdir(arguments.config).name}" if arguments.config else ""
+    out = Path(arguments.run_dir) / f"eval{other}_{predictor.step}.json"
     out.write_text(json.dumps({"step": predictor.step, **results}, indent=1) + "\n")
     log.say(f"written to {out}")
 
 
 def _embed(arguments) -> None:
-    from mmcl_jax import log, predict
+    from mmcl_jax import config, log, predict
     from mmcl_jax.data import sources
     from mmcl_jax.evals import embeddings
 
     name, _, pairs = arguments.data.partition(":")
     try:
-        source = sources.make({"source": name} | dict(p.split("=", 1) for p in pairs.split(",") if p), "--data")
+        parsed = (p.partition("=") for p in pairs.split(",") if p)
+        source = sources.make({"source": name} | {k: config.literal(v) for k, _, v in parsed}, "--data")
     except ValueError as e:
         raise ConfigError(f"--data {arguments.data}: {e}") from e
     predictor = predict.load(arguments.run_dir, arguments.step)
-    for path, count in embeddings.write(predictor, source, Path(arguments.out)):
+    names = [n for n in arguments.streams.split(",") if n]
+    for path, count in embeddings.write(predictor, source, Path(arguments.out), names):
         log.say(f"{count} embeddings in {path}")
 
 

@@ -24,6 +24,8 @@ OPEN = ("method", "encoders", "data.train", "data.streams", "data.eval_streams",
 # What may differ between a run and its continuation; the rest would make it another experiment.
 SOFT = ("steps", "log", "evals", "eval_every", "checkpoint", "data.threads", "data.workers", "data.prefetch",
         "data.fault_budget", "mesh", "max_bad_steps")  # fmt: skip
+# Where the training data lies; the same data may lie elsewhere on the machine that goes on.
+PLACES = ("path", "root", "data_dir")
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -80,14 +82,34 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     where = ".".join(walked)
     if not isinstance(node, ConfigDict) or (leaf not in node and not where.startswith(OPEN)):
         raise _unknown(node, leaf, where, key)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False}.get(text, text)
+    value = literal(text)
     if leaf in node:
         value = _like(value, node[leaf], key, text)
     with node.unlocked(), node.ignore_type():
+        if leaf == _selector(where) and value != node.get(leaf):
+            for other in [k for k in node if k not in ("data", "weight")]:
+                del node[other]  # arguments of what was there before
         node[leaf] = value
+
+
+def literal(text: str) -> Any:
+    """The value of a text from the command line: a Python literal, true, false, or else the text itself.
+
+    Example:
+        >>> literal("3"), literal("true"), literal("pairs.csv"), literal("(1, 2)")
+        (3, True, 'pairs.csv', (1, 2))
+    """
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text, text)
+
+
+def _selector(where: str) -> str | None:
+    """The key that says what the other keys of a node are arguments of."""
+    if where.startswith(("method", "encoders.")) or where.startswith("evals.") and where.count(".") == 1:
+        return "name"
+    return "source" if where.startswith(("data.train", "evals.")) else None
 
 
 def _like(value: Any, old: Any, key: str, text: str) -> Any:
@@ -143,12 +165,17 @@ def check_continuation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> d
         ConfigError: if something differs that would make it another experiment.
     """
     changed = diff(saved, config)
-    hard = {k: v for k, v in changed.items() if not k.startswith(SOFT)}
+
+    def soft(key):
+        return key.startswith(SOFT) or key.startswith("data.train.") and key.split(".")[-1] in PLACES
+
+    hard = {k: v for k, v in changed.items() if not soft(k)}
     if hard:
         lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in hard.items())
         raise ConfigError(
             f"The workdir holds a run with another config:\n{lines}\nChoose another --workdir, or take the changes "
-            f"back. A continued run may only change {', '.join(SOFT)}."
+            f"back. A continued run may only change {', '.join(SOFT)}, "
+            "and where the training data lies."
         )
     return changed
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import resource
+import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+from mmcl_jax.named import ConfigError
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -50,7 +54,8 @@ def results_table(results: Mapping[str, float]) -> None:
     for key, value in results.items():
         name, metric = key.split("/", 1)
         parts = metric.split("/")
-        at = next((i for i, p in enumerate(parts) if "2" in p or i == len(parts) - 1), 0)
+        # "i2t/R@1" is one metric: its direction stands beside it, what is before it is another evaluation.
+        at = len(parts) - (2 if len(parts) > 1 and re.fullmatch(r"\w2\w", parts[-2]) else 1)
         rows.setdefault("/".join([name, *parts[:at]]), {})["/".join(parts[at:])] = value
     by_columns: dict[tuple[str, ...], list[list[Any]]] = {}
     for name, metrics in rows.items():
@@ -97,7 +102,7 @@ class Logger:
         self.steps, self.batch, self.start, self.on = steps, batch, start, on
         self.clock = self.began = time.monotonic()
         self.last, self.waited = start, 0.0
-        self.writers: list[Any] = []
+        self.writers: list[tuple[Callable[[dict[str, Any]], None], Callable[[], None]]] = []  # each: write, close
         self.bar = None
         if not on:
             return
@@ -168,19 +173,22 @@ class Logger:
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        for writer in self.writers:
+        for pair in self.writers:
+            write, _ = pair
             try:
-                writer(row)
+                write(row)
             except Exception as e:  # noqa: BLE001 - a run is worth more than its plots
-                warn(f"{writer.__name__}: {type(e).__name__}: {e}; it is switched off, metrics.jsonl goes on.")
-                self.writers = [w for w in self.writers if w is not writer]
+                warn(f"{write.__name__}: {type(e).__name__}: {e}; it is switched off, metrics.jsonl goes on.")
+                self.writers = [w for w in self.writers if w is not pair]
 
     def close(self) -> None:
-        """Ends the bar and the file."""
+        """Ends the bar, the file and the writers."""
         if self.on:
             if self.bar:
                 self.bar.stop()
             self.file.close()
+            for _, close in self.writers:
+                close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -207,7 +215,7 @@ def _tensorboard(workdir: Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise ImportError("log.tensorboard needs `pip install mmcl-jax[tensorboard]`.") from None
+        raise ConfigError("log.tensorboard needs `pip install mmcl-jax[tensorboard]`.") from None
     writer = SummaryWriter(str(workdir / "tensorboard"))
 
     def tensorboard(row: dict[str, Any]) -> None:
@@ -215,18 +223,21 @@ def _tensorboard(workdir: Path) -> Any:
             if key != "step" and value is not None:
                 writer.add_scalar(key, value, row["step"])
 
-    return tensorboard
+    return tensorboard, writer.close
 
 
 def _wandb(workdir: Path, project: str) -> Any:
     try:
         import wandb as library
     except ImportError:
-        raise ImportError("log.wandb needs `pip install mmcl-jax[wandb]`.") from None
-    # The workdir's name is the run's, so that a continued run goes on in the same one.
-    run = library.init(project=project, dir=str(workdir), id=workdir.name, resume="allow")
+        raise ConfigError("log.wandb needs `pip install mmcl-jax[wandb]`.") from None
+    # Kept with the run, so that a continued run goes on in the same one, and no other run of that name is touched.
+    kept = workdir / "wandb_id"
+    if not kept.exists():
+        kept.write_text(secrets.token_hex(8))
+    run = library.init(project=project, dir=str(workdir), name=workdir.name, id=kept.read_text(), resume="allow")
 
     def wandb(row: dict[str, Any]) -> None:
         run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
-    return wandb
+    return wandb, run.finish

@@ -9,12 +9,16 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
 class ConfigError(ValueError):
     """Something in the config can't be as it is; the message says what, what is possible and how to mend it."""
+
+
+class RunError(RuntimeError):
+    """A run can't go on: its data, its losses, its disk; the message says what, and how to mend it."""
 
 
 def did_you_mean(name: str, possible: Iterable[str], prefix: str = "") -> str:
@@ -29,20 +33,21 @@ def did_you_mean(name: str, possible: Iterable[str], prefix: str = "") -> str:
     return (f"; did you mean {prefix + near[0]!r}?" if near else ".") + f" Possible: {', '.join(possible)}."
 
 
-def call(package: str, name: str, arguments: Mapping[str, Any], where: str, *args: Any, function: str = "make") -> Any:
-    """Calls the function of the file that a config names.
+def find(
+    package: str, name: str, arguments: Mapping[str, Any], where: str, given: int = 0, function: str = "make"
+) -> Callable[..., Any]:
+    """The function of the file that a config names, once it is sure that it takes the arguments.
 
     Args:
         package: folder of the files, "mmcl_jax.methods".
         name: a file in it, or a dotted path.
         arguments: from the config.
         where: path of the arguments in the config, for messages.
-        *args: positional arguments that come from elsewhere.
+        given: number of its first parameters that come from elsewhere.
         function: its name in the file.
 
     Raises:
-        ConfigError: if there is no such file or argument, or one that is needed is missing; or if the function
-            refuses what it got.
+        ConfigError: if there is no such file or argument, or one that is needed is missing.
     """
     path = name if "." in name else f"{package}.{name}"
     try:
@@ -54,7 +59,7 @@ def call(package: str, name: str, arguments: Mapping[str, Any], where: str, *arg
         possible = [m.name for m in modules if hasattr(importlib.import_module(f"{package}.{m.name}"), function)]
         raise ConfigError(f"{where}: there is no {name!r}{did_you_mean(name, possible)}") from None
     parameters = inspect.signature(target).parameters
-    names = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)][len(args) :]
+    names = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)][given:]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in arguments:
         if key not in names and not takes_any:
@@ -62,12 +67,13 @@ def call(package: str, name: str, arguments: Mapping[str, Any], where: str, *arg
     for key in names:
         if parameters[key].default is inspect.Parameter.empty and arguments.get(key) in (None, ""):
             raise ConfigError(f"{where}.{key} is missing: {name!r} needs it. Set --config.{where}.{key}=...")
-    try:
-        return target(*args, **arguments)
-    except ConfigError:
-        raise
-    except ValueError as e:
-        raise ConfigError(f"{where}: {e}") from e
+    return target
+
+
+def call(package: str, name: str, arguments: Mapping[str, Any], where: str, *args: Any, function: str = "make") -> Any:
+    """Calls what `find` finds with `args` first; what it refuses (ValueError) becomes a ConfigError."""
+    target = find(package, name, arguments, where, len(args), function)
+    return checked(where, lambda: target(*args, **arguments))
 
 
 def checked(where: str, function: Any, *args: Any) -> Any:

@@ -56,6 +56,7 @@ class Predictor:
         mesh: devices; rows are spread over them.
         batch: rows that are encoded at a time; results don't depend on it.
         step: steps that the weights were trained for.
+        sources: those of its evaluations, so that they stay open between them.
     """
 
     method: methods.Method
@@ -66,6 +67,7 @@ class Predictor:
     mesh: Mesh
     batch: int = 128
     step: int = 0
+    sources: list[Any] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         """Compiles lazily, once per combination of streams."""
@@ -165,13 +167,17 @@ class Predictor:
         )
 
     def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int) -> dict[str, np.ndarray]:
-        """Embeds n rows of host streams; fills them up to the batch, so that there is one compiled shape."""
+        """Embeds n rows of host streams; fills them up to the batch, so that there is one compiled shape.
+
+        Streams that share their host half are embedded together with the one that is asked for.
+        """
 
         def fill(x):
             return np.concatenate([x, np.zeros((self.batch - n, *x.shape[1:]), x.dtype)])
 
         streams = {
-            k: {a: fill(x) for a, x in v.items()} | {"present": np.arange(self.batch) < n} for k, v in host.items()
+            self.streams.source_of[k]: {a: fill(x) for a, x in v.items()} | {"present": np.arange(self.batch) < n}
+            for k, v in host.items()
         }
         rows = parallel.put_rows({"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}, self.mesh)
         out = self._embed(self.params, self.extra, rows)

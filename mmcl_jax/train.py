@@ -40,7 +40,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
 
     Raises:
         ConfigError: before anything is compiled, if the config can't work.
-        RuntimeError: if the data is too faulty, too many steps in a row are not finite, or no checkpoint can be used.
+        RunError: if the data is too faulty, too many steps in a row are not finite, or no checkpoint can be used.
     """
     workdir = Path(workdir)
     began = time.monotonic()
@@ -78,6 +78,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     sharding = parallel.state_sharding(shapes, mesh)
     if tokenizer is not None:
         check_vocabulary(config, tokenizer)
+    evals.check(predictor, config.evals, config.data.train)
 
     # ---- Say what this is --------------------------------------------------------------------------------------------
     workdir.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ class StepWatcher:
         self.bad += bad
         self.bad_in_row = self.bad_in_row + 1 if bad else 0
         if self.bad_in_row >= self.max_bad:
-            raise RuntimeError(
+            raise named.RunError(
                 f"{self.bad_in_row} steps in a row were not finite, up to step {now}; the weights are those before "
                 "them. Try a lower optim.lr, a longer optim.warmup, optim.clip=1.0 or dtype=float32."
             )

@@ -138,7 +138,7 @@ def test_no_room_is_said_before_anything_is_written(saved, monkeypatch):
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     checkpoints = Checkpoints(saved)
-    with pytest.raises(OSError, match="No room for a checkpoint"):
+    with pytest.raises(RuntimeError, match="No room for a checkpoint"):
         checkpoints.save(3, state_at(3), {})
     assert checkpoints.steps() == [1, 2]
 

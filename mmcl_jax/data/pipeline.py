@@ -21,7 +21,7 @@ from mmcl_jax.data import record as record_ops_module
 from mmcl_jax.data import sources, tokenizers
 from mmcl_jax.data.chain import Chain, HostOps, parse_ops, parse_stream
 from mmcl_jax.data.record import look_up
-from mmcl_jax.named import ConfigError
+from mmcl_jax.named import ConfigError, RunError
 
 ENDLESS = 2**62  # length of the training stream
 Element = dict[str, Any]
@@ -301,7 +301,7 @@ class FaultCounter:
         """Counts a batch; returns the reasons that are new, with the first example of each.
 
         Raises:
-            RuntimeError: over the budget, with the five most frequent reasons and an example of each.
+            RunError: over the budget, with the five most frequent reasons and an example of each.
         """
         new = []
         self.seen += len(batch["fault"])
@@ -317,7 +317,7 @@ class FaultCounter:
             self.reasons[reason] += 1
         if self.seen >= 100 and self.faulty > self.budget * self.seen:
             top = "\n".join(f"  {n} x {r}, first at {self.examples[r]}" for r, n in self.reasons.most_common(5))
-            raise RuntimeError(
+            raise RunError(
                 f"{self.faulty} of {self.seen} examples could not be read, more than data.fault_budget="
                 f"{self.budget} allows:\n{top}\nMend the data, or raise the budget."
             )

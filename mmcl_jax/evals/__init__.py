@@ -1,14 +1,18 @@
 """Evaluators: a file each with `run(predictor, ...) -> {metric: number}`; `config.evals` names them.
 
-numpy in, numbers out. Keys of `config.evals.<name>` are the file's `name` and the arguments of its `run`.
+numpy in, numbers out. Keys of `config.evals.<name>` are the file's `name` and the arguments of its `run`. A file may
+have a second function, `check(streams, where, ...)` with the same arguments: it refuses before training what `run`
+would refuse after it, and returns the sources that it opened.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from mmcl_jax import named
+from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.predict import Predictor
 
 
@@ -31,7 +35,38 @@ def run(
     Raises:
         ConfigError: if there is no such evaluator, or an argument that it does not have.
     """
+    arguments = _arguments(config, train)
+    return named.call(__name__, config["name"], arguments, f"evals.{name}", predictor, function="run")
+
+
+def check(predictor: Predictor, config: Mapping[str, Any], train: Mapping[str, Any] | None = None) -> None:
+    """Refuses in seconds what the evaluators would refuse when they first run; opens their sources.
+
+    Args:
+        predictor: its streams are those of the evaluation; it keeps the sources.
+        config: `config.evals`.
+        train: as for `run`.
+
+    Raises:
+        ConfigError: if there is no such evaluator or argument, or an argument can't be as it is.
+        FileNotFoundError: if some data is not there.
+    """
+    for name, part in config.items():
+        where = f"evals.{name}"
+        if not part.get("name"):
+            raise named.ConfigError(f"{where}.name is missing; it names the evaluator, 'retrieval' say.")
+        predictor.sources += check_arguments(predictor.streams, where, part["name"], _arguments(part, train))
+
+
+def check_arguments(streams: Streams, where: str, name: str, arguments: Mapping[str, Any]) -> list[Any]:
+    """As `check`, of one evaluator with its arguments complete; returns the sources."""
+    target = named.find(__name__, name, arguments, where, given=1, function="run")
+    refuse = getattr(importlib.import_module(target.__module__), "check", None)
+    return named.checked(where, lambda: refuse(streams, where, **arguments)) if refuse else []
+
+
+def _arguments(config: Mapping[str, Any], train: Mapping[str, Any] | None) -> dict[str, Any]:
     arguments = {k: v for k, v in config.items() if k != "name"}
     if "data" in arguments:
         arguments["data"] = with_source(arguments["data"], train or {})
-    return named.call(__name__, config["name"], arguments, f"evals.{name}", predictor, function="run")
+    return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from mmcl_jax.data.pipeline import Streams
+from mmcl_jax.named import ConfigError, did_you_mean
 from mmcl_jax.predict import Predictor
 
 
@@ -24,7 +27,31 @@ def check_finite(*arrays: np.ndarray) -> None:
             raise ValueError(f"{bad.sum()} of {len(x)} embeddings are not finite; metrics of them would mean nothing.")
 
 
-def write(predictor: Predictor, source: Any, out: Path) -> list[tuple[Path, int]]:
+def check_streams(streams: Streams, names: Sequence[str], where: str) -> None:
+    """Refuses streams that data.eval_streams does not have.
+
+    Raises:
+        ConfigError: with those that it has.
+    """
+    for name in names:
+        if name not in streams.chains:
+            raise ConfigError(f"{where}: there is no stream {name!r}{did_you_mean(name, streams.chains)}")
+
+
+def booleans(values: Sequence[Any], field: str) -> np.ndarray:
+    """A field's values as [N] bool; tables may have them as text.
+
+    Raises:
+        ValueError: if one is neither a truth value nor the name of one.
+    """
+    words = {"true": True, "false": False, "1": True, "0": False}
+    found = [words.get(str(v).lower()) for v in values]
+    if None in found:
+        raise ValueError(f"Field {field!r} has the value {values[found.index(None)]!r}; possible: true, false, 1, 0.")
+    return np.array(found, bool)
+
+
+def write(predictor: Predictor, source: Any, out: Path, names: Sequence[str] = ()) -> list[tuple[Path, int]]:
     """Embeds a source and writes each stream's embeddings, as npz and as parquet.
 
     Args:
@@ -32,12 +59,14 @@ def write(predictor: Predictor, source: Any, out: Path) -> list[tuple[Path, int]
         source: records.
         out: folder for "<stream>.npz" (arrays `id` [M] str and `embedding` [M, D] float32) and "<stream>.parquet"
             (the same as columns, and `text` where the stream is made of text).
+        names: streams; default: all.
 
     Returns:
         The paths written, and the number of rows in each.
     """
+    check_streams(predictor.streams, names, "streams")
     out.mkdir(parents=True, exist_ok=True)
-    found = predictor.embed_source(source, list(predictor.streams.chains), ("id",))
+    found = predictor.embed_source(source, list(names or predictor.streams.chains), ("id",))
     written = []
     for name, vectors in found.vectors.items():
         ids = [str(found.kept["id"][i]) for i in found.owners[name]]

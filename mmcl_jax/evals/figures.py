@@ -16,6 +16,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from mmcl_jax.data import sources  # noqa: E402
 from mmcl_jax.data.ops import decode  # noqa: E402
+from mmcl_jax.data.record import look_up  # noqa: E402
 from mmcl_jax.log import read_metrics  # noqa: E402
 from mmcl_jax.predict import Predictor  # noqa: E402
 
@@ -60,11 +61,14 @@ def retrieval(
     source = sources.make(data, "evals data")
     found = predictor.embed_source(source, ("image", "text"))
     image_owner, text_owner, texts = found.owners["image"], found.owners["text"], found.texts["text"]
-    scores = found.vectors["text"] @ found.vectors["image"].T
     firsts = np.unique(text_owner, return_index=True)[1]  # the first caption of each record
     firsts = firsts[np.isin(text_owner[firsts], image_owner)]
     queries = firsts[np.linspace(0, len(firsts) - 1, min(rows, len(firsts))).round().astype(int)]
     field = predictor.streams.chains["image"].field
+
+    def image_of(record):
+        return look_up(predictor.streams.record(source[int(record)], int(record)), field)
+
     figure, axes = plt.subplots(
         len(queries), best + 3, figsize=(1.25 * best + 6.2, 1.15 * len(queries) + 0.9), squeeze=False
     )
@@ -73,13 +77,13 @@ def retrieval(
         ax.spines[:].set_visible(False)
     for row, q in zip(axes, queries, strict=True):
         row[0].text(0.98, 0.5, textwrap.fill(texts[q], 16), ha="right", va="center", fontsize=9)
-        for ax, i in zip(row[1:], np.argsort(-scores[q])[:best], strict=False):
-            _image(ax, source[int(image_owner[i])][field], image_owner[i] == text_owner[q])
+        near = np.argsort(-(found.vectors["image"] @ found.vectors["text"][q]))[:best]
+        for ax, i in zip(row[1:], near, strict=False):
+            _image(ax, image_of(image_owner[i]), image_owner[i] == text_owner[q])
         own = int(np.flatnonzero(image_owner == text_owner[q])[0])
-        _image(row[best + 1], source[int(image_owner[own])][field])
-        _texts(
-            row[best + 2], [(texts[i], text_owner[i] == image_owner[own]) for i in np.argsort(-scores[:, own])[:best]]
-        )
+        _image(row[best + 1], image_of(image_owner[own]))
+        near = np.argsort(-(found.vectors["text"] @ found.vectors["image"][own]))[:best]
+        _texts(row[best + 2], [(texts[i], text_owner[i] == image_owner[own]) for i in near])
     axes[0, 1].set_title("text → its five best images" if best == 5 else "text → images", loc="left", fontsize=10)
     axes[0, best + 1].set_title("image → texts", loc="left", fontsize=10)
     credit = getattr(source, "attribution", "")

@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 
 from mmcl_jax.data import sources
-from mmcl_jax.evals.embeddings import check_finite
+from mmcl_jax.data.pipeline import Streams
+from mmcl_jax.data.record import look_up
+from mmcl_jax.evals.embeddings import booleans, check_finite, check_streams
 from mmcl_jax.predict import Predictor
 
 KS = (1, 5, 10)
 
 
-def ranks(queries: np.ndarray, items: np.ndarray, positive: np.ndarray, chunk: int = 1024) -> np.ndarray:
+def ranks(
+    queries: np.ndarray, items: np.ndarray, query_owner: np.ndarray, item_owner: np.ndarray, chunk: int = 1024
+) -> np.ndarray:
     """Rank of the best positive item of each query, 1 is best; ties count against it.
 
     A collapsed model, whose scores are all equal, gets the worst rank rather than the best.
@@ -22,15 +26,16 @@ def ranks(queries: np.ndarray, items: np.ndarray, positive: np.ndarray, chunk: i
     Args:
         queries: [Q, D].
         items: [I, D]; the score is the dot product, in float32.
-        positive: [Q, I] bool; every query has at least one.
-        chunk: queries at a time.
+        query_owner: [Q] int; the items with the same owner are a query's positives, and every query has at least one.
+        item_owner: [I] int.
+        chunk: queries at a time; memory is O(chunk x I).
 
     Returns:
         [Q] int64.
     """
     return np.concatenate(
         [
-            ranks_of_scores(queries[s : s + chunk] @ items.T, positive[s : s + chunk])
+            ranks_of_scores(queries[s : s + chunk] @ items.T, query_owner[s : s + chunk, None] == item_owner)
             for s in range(0, len(queries), chunk)
         ]
     )
@@ -70,10 +75,28 @@ def retrieval_metrics(a: np.ndarray, b: np.ndarray, owner_a: np.ndarray, owner_b
     has_a, has_b = np.isin(owner_a, owner_b), np.isin(owner_b, owner_a)
     if not has_a.any():
         raise ValueError("No pair to retrieve: no example has both modalities.")
-    a2b = summary(ranks(a[has_a], b, owner_a[has_a, None] == owner_b[None]))
-    b2a = summary(ranks(b[has_b], a, owner_b[has_b, None] == owner_a[None]))
+    a2b = summary(ranks(a[has_a], b, owner_a[has_a], owner_b))
+    b2a = summary(ranks(b[has_b], a, owner_b[has_b], owner_a))
     rsum = 100 * sum(m[f"R@{k}"] for m in (a2b, b2a) for k in KS)
     return {f"a2b/{k}": v for k, v in a2b.items()} | {f"b2a/{k}": v for k, v in b2a.items()} | {"rsum": rsum}
+
+
+def check(
+    streams: Streams,
+    where: str,
+    data: Mapping[str, Any],
+    a: str = "image",
+    b: str = "text",
+    without: Sequence[str] = (),
+    limit: int = 0,
+) -> list[Any]:
+    """Refuses streams and fields that are not there; see `evals.check`."""
+    check_streams(streams, (a, b), where)
+    source = sources.make(data, f"{where}.data")
+    record = streams.record(source[0], 0)
+    for field in without:
+        booleans([look_up(record, field)], field)
+    return [source]
 
 
 def run(
@@ -100,9 +123,11 @@ def run(
     """
     found = predictor.embed_source(sources.make(data, "evals data"), (a, b), without, limit)
     subsets = {"": np.ones(found.size, bool)}
-    subsets |= {f"no_{f.removeprefix('is_')}/": ~np.array(found.kept[f], bool) for f in without}
+    subsets |= {f"no_{f.removeprefix('is_')}/": ~booleans(found.kept[f], f) for f in without}
     results: dict[str, float] = {}
     for prefix, subset in subsets.items():
+        if prefix and not subset.any():
+            continue  # nothing is left without them
         rows_a, rows_b = (subset[found.owners[s]] for s in (a, b))
         metrics = retrieval_metrics(
             found.vectors[a][rows_a], found.vectors[b][rows_b], found.owners[a][rows_a], found.owners[b][rows_b]

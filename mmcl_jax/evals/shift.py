@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmcl_jax import named
+from mmcl_jax import evals, named
+from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.predict import Predictor
+
+
+def check(
+    streams: Streams, where: str, over: Mapping[str, Any], of: str = "retrieval", **arguments: Any
+) -> list[Any]:
+    """Refuses what the evaluation would refuse on any of the sources; see `evals.check`."""
+    opened = []
+    for name, data in over.items():
+        opened += evals.check_arguments(streams, f"{where}.over.{name}", of, arguments | {"data": data})
+    return opened
 
 
 def run(predictor: Predictor, over: Mapping[str, Any], of: str = "retrieval", **arguments: Any) -> dict[str, float]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmcl_jax.data import sources
-from mmcl_jax.evals.embeddings import check_finite
+from mmcl_jax.data.pipeline import Streams
+from mmcl_jax.evals.embeddings import check_finite, check_streams
 from mmcl_jax.predict import Predictor
 
 
@@ -30,6 +31,32 @@ def classification_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, 
     return metrics | ({"top5": float((rank <= 5).mean())} if scores.shape[1] > 5 else {})
 
 
+def check(
+    streams: Streams,
+    where: str,
+    data: Mapping[str, Any],
+    label: str = "label",
+    classes: Sequence[str] = (),
+    templates: Sequence[str] = ("{}",),
+    limit: int = 0,
+) -> list[Any]:
+    """Refuses classes without names and templates without a place for them; see `evals.check`."""
+    check_streams(streams, ("image", "text"), where)
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"templates: {template!r} has no place for the class; write '{{}}' where it belongs.")
+    source = sources.make(data, f"{where}.data")
+    _classes(source, label, classes)
+    return [source]
+
+
+def _classes(source: Any, label: str, classes: Sequence[str]) -> list[str]:
+    known = list(classes) or sources.class_names(source, label)
+    if not known:
+        raise ValueError(f"The source does not know the names of the classes of {label!r}; give classes=(...).")
+    return known
+
+
 def run(
     predictor: Predictor,
     data: Mapping[str, Any],
@@ -43,7 +70,7 @@ def run(
     Args:
         predictor: the model.
         data: a source, as in `data.train`.
-        label: field of the class: its number, or its name.
+        label: field of the class: its number, or its name; records without one are left out.
         classes: names of the classes; default: those that the source knows of the field.
         templates: prompts with a place for the class, "a photo of a {}."; their embeddings are averaged.
         limit: only so many records; 0 = all.
@@ -55,16 +82,17 @@ def run(
         ValueError: if the names of the classes are not known, or a label is not one of them.
     """
     source = sources.make(data, "evals data")
-    known = list(classes) or sources.class_names(source, label)
-    if not known:
-        raise ValueError(f"The source does not know the names of the classes of {label!r}; give classes=(...).")
+    known = _classes(source, label, classes)
     found = predictor.embed_source(source, ("image",), (label,), limit)
-    labels = [found.kept[label][i] for i in found.owners["image"]]
+    labelled = np.array([found.kept[label][i] is not None for i in found.owners["image"]])
+    if not labelled.any():
+        raise ValueError(f"No record has a label: the field {label!r} is missing from all of them.")
+    labels = [found.kept[label][i] for i in found.owners["image"][labelled]]
     strange = [v for v in labels if (v not in known if isinstance(v, str) else not 0 <= v < len(known))]
     if strange:
         raise ValueError(f"Label {strange[0]!r} is not one of the {len(known)} classes: {', '.join(known[:10])} ...")
     numbers = np.array([known.index(v) if isinstance(v, str) else int(v) for v in labels])
     # "food-drink" and "food_drink" are names of folders; the text tower has seen words
     prompts = [name.replace("-", " ").replace("_", " ") for name in known]
-    cosines = found.vectors["image"] @ predictor.class_embeddings(prompts, templates).T
+    cosines = found.vectors["image"][labelled] @ predictor.class_embeddings(prompts, templates).T
     return classification_metrics(cosines, numbers) | {"n": len(labels), "classes": len(known)}

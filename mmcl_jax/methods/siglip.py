@@ -13,9 +13,11 @@ config here uses AdamW. Its tokenizer is a sentencepiece model; ours is a byte-l
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmcl_jax.encoders.readouts import Linear
@@ -39,24 +41,21 @@ def make(
         bias_init: b at the start; near minus the log of the number of negatives, or the first losses explode.
 
     Raises:
-        ValueError: if the scale is not positive, or the image tower does not end in embed_dim features.
+        ValueError: if the scale is not positive.
     """
     if scale_init <= 0:
         raise ValueError(f"method.scale_init={scale_init} must be positive.")
-    width = encoders["image"].shape.width
-    if width != embed_dim:
-        raise ValueError(
-            f"method.embed_dim={embed_dim}, but encoders.image is {width} wide, and SigLIP's image tower has no "
-            f"projection. Set method.embed_dim={width}."
-        )
     readouts = {"image": Linear(0), "text": Linear(embed_dim, bias=True)}
-    return SigLip(encoders=encoders, readouts=readouts, scale_init=scale_init, bias_init=bias_init)
+    return SigLip(
+        encoders=encoders, readouts=readouts, embed_dim=embed_dim, scale_init=scale_init, bias_init=bias_init
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SigLip(Method):
     """See the module's docstring; built by `make`."""
 
+    embed_dim: int
     scale_init: float
     bias_init: float
 
@@ -64,8 +63,19 @@ class SigLip(Method):
     spaces = {"image-text": ("image", "text")}
 
     def init(self, rng, batch):
-        """Encoders, readouts, the log of the scale, and the bias."""
+        """Encoders, readouts, the log of the scale, and the bias.
+
+        Raises:
+            ValueError: if the image tower does not end in embed_dim features.
+        """
         params, extra = super().init(rng, batch)
+        tower = functools.partial(self.encoders["image"].apply, {"params": params["image"]})
+        width = jax.eval_shape(tower, batch["image"]).pooled.shape[-1]
+        if width != self.embed_dim:
+            raise ValueError(
+                f"method.embed_dim={self.embed_dim}, but encoders.image is {width} wide, and SigLIP's image tower has "
+                f"no projection. Set method.embed_dim={width}."
+            )
         return params | {"log_scale": jnp.log(self.scale_init), "bias": jnp.float32(self.bias_init)}, extra
 
     def loss(self, params, extra, batch, ctx):

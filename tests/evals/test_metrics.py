@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
+from mmcl_jax.evals.embeddings import booleans
 from mmcl_jax.evals.retrieval import ranks, retrieval_metrics, summary
 from mmcl_jax.evals.zeroshot import classification_metrics
 
@@ -43,12 +44,18 @@ def test_not_finite_is_refused():
 
 def test_chunks_and_absent_partners():
     images, texts = vectors(40), vectors(40, seed=1)
-    positive = np.eye(40, dtype=bool)
-    np.testing.assert_array_equal(ranks(images, texts, positive, chunk=7), ranks(images, texts, positive))
+    own = np.arange(40)
+    np.testing.assert_array_equal(ranks(images, texts, own, own, chunk=7), ranks(images, texts, own, own))
     lonely = retrieval_metrics(images, texts[:30], np.arange(40), np.arange(30))
-    assert lonely["a2b/R@1"] == summary(ranks(images[:30], texts[:30], positive[:30, :30]))["R@1"]
+    assert lonely["a2b/R@1"] == summary(ranks(images[:30], texts[:30], own[:30], own[:30]))["R@1"]
     with pytest.raises(ValueError, match="No pair"):
         retrieval_metrics(images, texts, np.arange(40), np.arange(40) + 100)
+
+
+def test_truth_values_of_tables():
+    assert booleans([True, np.bool_(False), 1, "true", "False", "0"], "f").tolist() == [1, 0, 1, 1, 0, 0]
+    with pytest.raises(ValueError, match="'is_flag' has the value 'maybe'"):
+        booleans(["maybe"], "is_flag")
 
 
 def test_classification_is_that_of_sklearn():

