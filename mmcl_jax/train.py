@@ -107,7 +107,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     train_step = step.compile_step(train_step, shapes, sharding, mesh)
 
     # ---- Train -------------------------------------------------------------------------------------------------------
-    records = pipeline.mix(sources, weights, config.seed)
+    records = pipeline.Mixed(sources, weights, config.seed)
     data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
     batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
     faults = pipeline.FaultCounter(config.data.fault_budget)

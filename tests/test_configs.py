@@ -32,7 +32,7 @@ def first_batch(config, tmp_path):
     tokenizer = pipeline.make_tokenizer(config.data, sources, tmp_path)
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
     streams.find_spec(sources[0])
-    data = pipeline.Pipeline(pipeline.mix(sources, weights, config.seed), streams, config.batch)
+    data = pipeline.Pipeline(pipeline.Mixed(sources, weights, config.seed), streams, config.batch)
     host = pipeline.stack([data[i] for i in range(config.batch)])
     device = predict.device_streams(streams, config.seed)
     return methods.build(config), {k: host[k] for k in ("streams", "position")}, device

@@ -7,7 +7,9 @@ A batch of the host is {"streams": {name: {"data", "mask", "present"}}, "positio
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -203,15 +205,32 @@ class Pipeline:
         return iter(ds)
 
 
-def mix(parts: Sequence[Any], weights: Sequence[float], seed: int) -> Any:
-    """Shuffles each source by its own seed, repeats it (another order each epoch), and mixes them by weight."""
-    import grain
+class Mixed:
+    """Sources as one endless sequence of records: each shuffled by its own seed, repeated (another order each epoch).
 
-    endless = [
-        grain.MapDataset.source(source).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
-        for i, source in enumerate(parts)
-    ]
-    return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights=list(weights))
+    grain orders the records' numbers only: the records themselves it would measure, field by field.
+
+    Args:
+        parts: sources.
+        weights: their shares.
+        seed: of the run.
+    """
+
+    def __init__(self, parts: Sequence[Any], weights: Sequence[float], seed: int):
+        import grain
+
+        self.parts = parts
+        self.ends = list(itertools.accumulate(len(part) for part in parts))
+        endless = [
+            grain.MapDataset.range(end - len(part), end).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
+            for i, (part, end) in enumerate(zip(parts, self.ends, strict=True))
+        ]
+        self.order = endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights=list(weights))
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        number = int(self.order[position])
+        part = bisect.bisect_right(self.ends, number)
+        return self.parts[part][number - self.ends[part] + len(self.parts[part])]
 
 
 def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:

@@ -35,7 +35,7 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     chosen = config.data.eval_streams if evaluation else config.data.streams
     streams = pipeline.Streams(chosen, config.seed, tokenizer, config.data.record)
     streams.find_spec(*sources)
-    records = pipeline.Pipeline(pipeline.mix(sources, weights, config.seed), streams, count)
+    records = pipeline.Pipeline(pipeline.Mixed(sources, weights, config.seed), streams, count)
     host = pipeline.stack([records[i] for i in range(count)])
     batch = jax.jit(device_streams(streams, config.seed))({k: host[k] for k in ("streams", "position")})
     images = {k: np.asarray(s.data, np.float32) for k, s in batch.items() if s.data.ndim == 4}

@@ -18,7 +18,7 @@ def make(streams=STREAMS, size=40, batch=8, process=0, processes=1, seed=3, reco
     opened = sources.make({"source": "synthetic", "size": size, **source})
     made = pipeline.Streams(streams, seed, TOKENIZER, record)
     made.find_spec(opened)
-    return pipeline.Pipeline(pipeline.mix([opened], [1.0], seed), made, batch, process, processes)
+    return pipeline.Pipeline(pipeline.Mixed([opened], [1.0], seed), made, batch, process, processes)
 
 
 def equal(a, b):
@@ -94,7 +94,7 @@ def test_ties_and_sharing():
 
 def test_mixture_keeps_its_weights():
     parts = [sources.make({"source": "synthetic", "size": n, "seed": n}) for n in (20, 30)]
-    mixed = pipeline.mix(parts, [0.7, 0.3], seed=0)
+    mixed = pipeline.Mixed(parts, [0.7, 0.3], seed=0)
     noise = [mixed[i]["image"].tobytes() for i in range(200)]
     first = {parts[0][i]["image"].tobytes() for i in range(20)}
     assert abs(np.mean([n in first for n in noise]) - 0.7) < 0.03
