@@ -10,7 +10,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +123,22 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     def due(now):
         return now == config.steps or (config.eval_every and now % config.eval_every == 0)
 
+    def save(now):
+        steps.flush()
+        with logger.off_the_clock():
+            checkpoints.save(now, state, config.to_dict())
+
     try:
         if start and due(start) and not logger.has_evaluation(start):
             evaluate_now(start)  # the run was stopped between a save and its evaluation
         for now in range(start + 1, config.steps + 1):
             waiting = time.monotonic()
-            batch = next(batches)
+            batch = next_batch(batches, stop)
+            if batch is None:
+                now -= 1
+                save(now)
+                exit_code = stop.exit_code
+                break
             logger.waited += time.monotonic() - waiting
             for reason in faults.add(batch):
                 log.warn(f"can't read an example, it is left out: {reason}")
@@ -142,18 +152,17 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
 
             last, stopping = now == config.steps, stop.asked(now)
             if now % config.checkpoint.every == 0 or last or stopping:
-                steps.flush()
-                with logger.off_the_clock():
-                    checkpoints.save(now, state, config.to_dict())
+                save(now)
             if stopping and not last:
                 exit_code = stop.exit_code
-                checkpoints.wait()
-                log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
                 break
             if due(now):
                 steps.flush()
                 with logger.off_the_clock():
                     evaluate_now(now)
+        if exit_code:
+            checkpoints.wait()
+            log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
     finally:
         logger.close()
         checkpoints.close()
@@ -166,6 +175,16 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
         finish(predictor, config, workdir, steps, faults, time.monotonic() - began)
     return exit_code
+
+
+def next_batch(batches: Iterator[Any], stop: Stop) -> Any:
+    """The next batch; None if there is none because the signal to stop went to the workers that make them, too."""
+    try:
+        return next(batches)
+    except Exception:
+        if stop.signal is None:
+            raise
+        return None
 
 
 class StepWatcher:

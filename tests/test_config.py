@@ -55,6 +55,14 @@ def test_values_that_cannot_work(tiny, override, message):
         configs.validate(tiny(override), devices=8)
 
 
+def test_what_is_named_anew_starts_without_the_old_arguments(tiny):
+    c = tiny("data.train.source=files", "data.train.path=pairs.csv", "encoders.image.name=mine.vit")
+    assert c.data.train.to_dict() == {"source": "files", "path": "pairs.csv"}
+    assert c.encoders.image.to_dict() == {"name": "mine.vit"}
+    c = tiny("data.train.source=synthetic", "evals.val.data.split=train")
+    assert c.data.train.size == 1024 and c.evals.val.data.size == 256, "the same name changes nothing"
+
+
 def test_missing_file_names_its_neighbours(repository):
     with pytest.raises(ConfigError, match=r"There is no config .*clip_emogi.py. There is: .*clip_emoji.py"):
         configs.load(f"{repository}/configs/clip_emogi.py")
@@ -74,5 +82,8 @@ def test_a_continuation_may_change_little(tiny):
     saved = json.loads(configs.to_json(tiny()))
     changed = configs.check_continuation(saved, tiny("steps=7", "log.every=3").to_dict())
     assert changed == {"steps": (120, 7), "log.every": (10, 3)}
+    moved = tiny("data.train.source=files", "data.train.path=there/pairs.csv")
+    saved_moved = tiny("data.train.source=files", "data.train.path=here/pairs.csv").to_dict()
+    assert list(configs.check_continuation(saved_moved, moved.to_dict())) == ["data.train.path"]
     with pytest.raises(ConfigError, match="optim.lr: 0.003 -> 0.5"):
         configs.check_continuation(saved, tiny("optim.lr=0.5").to_dict())

@@ -1,5 +1,6 @@
 """Every config that is not a fragment, in its :tiny variant: learns, is the same on any devices, resumes bitwise."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from mmcl_jax import config as configs
 from mmcl_jax import log, optim, parallel, predict, step, train
 from mmcl_jax import method as methods
 from mmcl_jax.data import pipeline
-from mmcl_jax.types import Ctx
+from mmcl_jax.types import Ctx, Stream
 from tests.conftest import make_mesh
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -115,22 +116,26 @@ def test_the_docstring_says_how_to_run_it(path):
     assert re.search(r"arXiv \d{4}\.\d{4,5}", text), "no paper"
 
 
-def test_full_size_config_is_valid_without_its_data(path):
-    """Everything but the data is built, as shapes: the defaults of the paper's recipe make a model."""
-    config = configs.load(str(path))
-    configs.validate(config, devices=8)
-    method = methods.build(config)
-    pixels = int(re.search(r"(?:resize|crop)\((\d+)", config.data.streams.image).group(1))
-    length = int(re.search(r"tokenize\((\d+)", config.data.streams.text).group(1))
-    from mmcl_jax.types import Stream
+def variants(path):
+    """The keys of the file's VARIANTS, or those that the emoji configs share."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "VARIANTS":
+            return list(ast.literal_eval(node.value))
+    return ["", "styles"]
 
-    def init():
+
+def test_full_size_configs_are_valid_without_their_data(path):
+    """Everything but the data is built, as shapes, in each variant: the recipes make models."""
+    for variant in variants(path):
+        config = configs.load(f"{path}:{variant}")
+        configs.validate(config, devices=8)
+        method = methods.build(config)
+        pixels = int(re.search(r"(?:resize|crop)\((\d+)", config.data.streams.image).group(1))
+        length = int(re.search(r"tokenize\((\d+)", config.data.streams.text).group(1))
         batch = {
-            "image": Stream(jax.numpy.zeros((1, pixels, pixels, 3))),
-            "text": Stream(jax.numpy.zeros((1, length), int), jax.numpy.ones((1, length), bool)),
+            "image": Stream(np.zeros((1, pixels, pixels, 3), np.float32)),
+            "text": Stream(np.zeros((1, length), np.int32), np.ones((1, length), bool)),
         }
-        return method.init(jax.random.key(0), batch)
-
-    params, _ = jax.eval_shape(init)
-    assert optim.count(params) > 1e6
+        params, _ = jax.eval_shape(method.init, jax.random.key(0), batch)
+        assert optim.count(params) > 3e5, variant
     optim.build(config.optim, config.steps, params)

@@ -68,20 +68,23 @@ def test_kill_9_then_the_same_losses(repository, tmp_path, unbroken, n):
     assert "going on from step" in output or n <= 5, "the save before must have been used"
 
 
-def test_sigterm_saves_and_exits_42(repository, tmp_path, unbroken):
-    process = mmcl(repository, "train", *RUN, "--workdir", str(tmp_path), "--config.steps=100000")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_saves_and_exits_42(repository, tmp_path, workers):
+    """The signal goes to the whole process group, as schedulers send it: to processes that make the data, too."""
+    run = (*RUN, "--workdir", str(tmp_path), f"--config.data.workers={workers}")
+    process = mmcl(repository, "train", *run, "--config.steps=100000", start_new_session=True)
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     code, output = finish(process)
     assert code == 42, output
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert f"stopped by a signal at step {saved}, saved" in output
     assert saved == max(losses(tmp_path))
-    code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path), f"--config.steps={saved + 2}"))
+    code, output = finish(mmcl(repository, "train", *run, f"--config.steps={saved + 2}"))
     assert code == 0 and f"going on from step {saved}" in output
 
 
@@ -99,6 +102,15 @@ WRONG = {
     "empty split": (["--config", "configs/clip.py", "--config.data.train.path=SPLIT"], "no rows of split 'train'"),
     "unknown source": (["--config.data.train.source=imagenet"], "Possible: files, synthetic, tfds"),
     "unknown op": (["--config.data.streams.image=decode|resise(16)"], "did you mean 'resize'"),
+    "evaluator's argument": (["--config.evals.val.limt=3"], "did you mean 'evals.val.limit'"),
+    "evaluator's stream": (["--config.evals.val.b=txt"], "evals.val: there is no stream 'txt'; did you mean 'text'"),
+    "evaluator's data": (
+        ["--config.evals.val.data.source=tfds", "--config.evals.val.data.name=coco7"], "data build coco7",
+    ),
+    "evaluator's classes": (["--config.evals.zeroshot.label=colour"], "names of the classes of 'colour'"),
+    "evaluator's templates": (["--config.evals.zeroshot.templates=('a photo',)"], "has no place for the class"),
+    "another source's arguments": (["--config.data.train.source=tfds"], "data.train.name is missing"),
+    "width of SigLIP": (["--config", "configs/siglip.py:tiny", "--config.method.embed_dim=48"], "embed_dim=32"),
     "bad patch": (["--config.encoders.image.patch=5"], "multiples of patch=5"),
 }
 
@@ -149,6 +161,11 @@ def test_eval_embed_and_show(repository, tmp_path, capsys, monkeypatch):
         rows = len(written["id"])
     assert pyarrow.parquet.read_table(tmp_path / "out/image.parquet").num_rows == rows
     assert pyarrow.parquet.read_table(tmp_path / "out/text.parquet").column_names == ["id", "embedding", "text"]
+    only = ["--streams", "text", "--out", str(tmp_path / "texts")]
+    assert main(["embed", run, "--data", "synthetic:split=test,size=16", *only]) == 0
+    assert {p.name for p in (tmp_path / "texts").iterdir()} == {"text.npz", "text.parquet"}
+    assert main(["embed", run, "--data", "synthetic", *only[:1], "txt", *only[2:]]) == 2
+    assert "did you mean 'text'" in capsys.readouterr().err
     sheet = tmp_path / "streams.png"
     assert main(["data", "show", "--config", "configs/clip_emoji.py:tiny", "--out", str(sheet), "--count", "6"]) == 0
     assert sheet.stat().st_size > 1000

@@ -21,9 +21,14 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self.backend = backend
+        backend.encode_special_tokens = True  # "<eot>" in a caption is text like any other
         self.pad, self.sot, self.eot = (backend.token_to_id(t) for t in (PAD, SOT, EOT))
         if None in (self.pad, self.sot, self.eot):
             raise ValueError(f"The tokenizer lacks one of the special tokens {PAD} {SOT} {EOT}; train it with `train`.")
+
+    def __reduce__(self):
+        """Pickles (for worker processes) by way of __init__: the library's pickle forgets what was set there."""
+        return Tokenizer, (self.backend,)
 
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""

@@ -1,6 +1,7 @@
 """The order of the data, random draws, missing and unreadable fields."""
 
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -202,6 +203,9 @@ def test_tokenizer():
     empty, mask = TOKENIZER.encode("", 6)
     assert mask.sum() == 2
     assert TOKENIZER.encode("", 6, sot=False)[1].sum() == 1
+    for tokenizer in (TOKENIZER, pickle.loads(pickle.dumps(TOKENIZER))):
+        ids, mask = tokenizer.encode("red <eot> disc", 20)
+        assert (ids[mask] == tokenizer.eot).sum() == 1, "only our own end token is one"
     assert TOKENIZER.decode(TOKENIZER.encode("日本 👍", 40)[0]).strip() == "日本 👍", "unseen scripts are bytes"
 
 
