@@ -12,6 +12,7 @@ def get_config(arg: str = ""):
     """Variants: "" (OpenMoji from pip), "styles" (five styles, and three never trained on), "tiny" (synthetic)."""
     c = common.base()
     c.method = dict(name="clip", embed_dim=128)
-    c.encoders.image = dict(name="vit", size="Ti", depth=4, patch=16, pool="mean")
-    c.encoders.text = dict(name="text", size="Ti", width=128, heads=4, depth=2, vocab=4096)
+    tower = dict(size="Ti", width=128, heads=2, activation="quick_gelu")
+    c.encoders.image = dict(name="vit", depth=4, patch=8, pool="mean", **tower)
+    c.encoders.text = dict(name="text", depth=1, vocab=4096, **tower)
     return emoji.finish(c, arg, statistics="clip")

@@ -12,8 +12,8 @@ def get_config(arg: str = ""):
     """Variants: "" (OpenMoji from pip), "styles" (five styles, and three never trained on), "tiny" (synthetic)."""
     c = common.base()
     # About minus the log of the number of negatives, as the paper's -10 is for its batch of 32 k.
-    c.method = dict(name="siglip", embed_dim=192, scale_init=10.0, bias_init=-5.0)
-    style = dict(size="Ti", activation="gelu_tanh", norm_eps=1e-6, init="xavier")
-    c.encoders.image = dict(name="vit", depth=4, patch=16, pool="attention", **style)
-    c.encoders.text = dict(name="text", width=128, heads=4, depth=2, vocab=4096, pool="last", **style)
+    c.method = dict(name="siglip", embed_dim=128, scale_init=10.0, bias_init=-5.0)
+    tower = dict(size="Ti", width=128, heads=2, activation="gelu_tanh", norm_eps=1e-6, init="xavier")
+    c.encoders.image = dict(name="vit", depth=4, patch=8, pool="mean", **tower)
+    c.encoders.text = dict(name="text", depth=1, vocab=4096, pool="last", **tower)
     return emoji.finish(c, arg, statistics="half", sot=False)

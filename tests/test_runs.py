@@ -105,7 +105,8 @@ WRONG = {
     "evaluator's argument": (["--config.evals.val.limt=3"], "did you mean 'evals.val.limit'"),
     "evaluator's stream": (["--config.evals.val.b=txt"], "evals.val: there is no stream 'txt'; did you mean 'text'"),
     "evaluator's data": (
-        ["--config.evals.val.data.source=tfds", "--config.evals.val.data.name=coco7"], "data build coco7",
+        ["--config.evals.val.data.source=tfds", "--config.evals.val.data.name=coco7"],
+        "data build coco7",
     ),
     "evaluator's classes": (["--config.evals.zeroshot.label=colour"], "names of the classes of 'colour'"),
     "evaluator's templates": (["--config.evals.zeroshot.templates=('a photo',)"], "has no place for the class"),

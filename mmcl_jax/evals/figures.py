@@ -117,7 +117,8 @@ def contact_sheet(
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(np.clip(image, 0, 1))
         ax.text(0.5, -0.04, textwrap.fill(title, 24), fontsize=6, ha="center", va="top", transform=ax.transAxes)
-    figure.tight_layout(rect=(0, 0.06, 1, 1), h_pad=2.0)
+    credit = textwrap.fill(credit, 28 * columns)
+    figure.tight_layout(rect=(0, (0.15 + 0.12 * credit.count("\n")) / rows, 1, 1), h_pad=2.0)
     figure.text(0.01, 0.005, credit, fontsize=7, color="#555555")
     figure.savefig(out, dpi=110)
     plt.close(figure)

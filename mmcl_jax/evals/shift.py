@@ -10,9 +10,7 @@ from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.predict import Predictor
 
 
-def check(
-    streams: Streams, where: str, over: Mapping[str, Any], of: str = "retrieval", **arguments: Any
-) -> list[Any]:
+def check(streams: Streams, where: str, over: Mapping[str, Any], of: str = "retrieval", **arguments: Any) -> list[Any]:
     """Refuses what the evaluation would refuse on any of the sources; see `evals.check`."""
     opened = []
     for name, data in over.items():

@@ -46,9 +46,7 @@ def make(
     if scale_init <= 0:
         raise ValueError(f"method.scale_init={scale_init} must be positive.")
     readouts = {"image": Linear(0), "text": Linear(embed_dim, bias=True)}
-    return SigLip(
-        encoders=encoders, readouts=readouts, embed_dim=embed_dim, scale_init=scale_init, bias_init=bias_init
-    )
+    return SigLip(encoders=encoders, readouts=readouts, embed_dim=embed_dim, scale_init=scale_init, bias_init=bias_init)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
