@@ -64,6 +64,20 @@ def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * peak)
 
 
+def test_empty_captions_give_finite_gradients(path, tmp_path):
+    """All vectors of one side are the same, no token is real."""
+    config = tiny(path, "batch=8", *SHALLOW)
+    method, host, device = first_batch(config, tmp_path)
+    params, extra = method.init(jax.random.key(0), device(host))
+    text = host["streams"]["text"]
+    text |= {"data": np.zeros_like(text["data"]), "mask": np.zeros_like(text["mask"]), "present": np.ones(8, bool)}
+    host["streams"]["image"]["present"] = np.ones(8, bool)
+    ctx = Ctx(make_mesh("1"), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: method.loss(p, extra, device(host), ctx)[0]))(params)
+    assert np.isfinite(loss) and loss > 0
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
 def test_it_learns_compiles_once_and_evaluates(path, tmp_path, monkeypatch):
     calls = []
     original = step.make_train_step

@@ -24,18 +24,22 @@ HIT, MISS = "#2a9d4a", "#b0b0b0"
 
 
 def curves(metrics: str | Path, out: str | Path) -> None:
-    """Draws loss and recalls over steps from a metrics.jsonl to a PNG."""
+    """Draws loss and R@1 over steps from a metrics.jsonl to a PNG: a colour per evaluation, dashes for the way back."""
     rows = read_metrics(metrics)
     train = [r for r in rows if r.get("loss") is not None]
-    recalls = sorted({k for r in rows for k in r if k.endswith("/R@1")})
-    figure, axes = plt.subplots(1, 2 if recalls else 1, figsize=(11 if recalls else 5.5, 4), squeeze=False)
+    ways: dict[str, list[str]] = {}  # evaluation -> the keys of its two directions
+    for key in dict.fromkeys(k for r in rows for k in r if k.endswith("/R@1") and "/no_" not in k):
+        ways.setdefault(key.rsplit("/", 2)[0], []).append(key)
+    figure, axes = plt.subplots(1, 2 if ways else 1, figsize=(11 if ways else 5.5, 4), squeeze=False)
     left = axes[0, 0]
     left.plot([r["step"] for r in train], [r["loss"] for r in train], color="#1f5fa8", lw=1.2)
     left.set(xlabel="step", ylabel="loss", title="training loss")
-    for key in recalls:
-        points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
-        axes[0, 1].plot(*zip(*points, strict=True), marker="o", ms=3, lw=1.2, label=key)
-    if recalls:
+    for i, (name, keys) in enumerate(ways.items()):
+        for key, style in zip(keys, ("-", "--"), strict=False):
+            points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+            label = f"{name} {key.split('/')[-2]}"
+            axes[0, 1].plot(*zip(*points, strict=True), style, color=f"C{i}", marker="o", ms=3, lw=1.2, label=label)
+    if ways:
         axes[0, 1].set(xlabel="step", ylabel="recall", title="R@1", ylim=(0, None))
         axes[0, 1].legend(fontsize=7, frameon=False)
     for ax in axes[0]:

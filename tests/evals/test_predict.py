@@ -9,8 +9,8 @@ from PIL import Image
 
 import mmcl_jax
 from mmcl_jax import config as configs
-from mmcl_jax import evals, train
-from mmcl_jax.data import sources
+from mmcl_jax import evals, predict, train
+from mmcl_jax.data import pipeline, sources
 from tests.conftest import make_mesh
 
 DATA = {"source": "synthetic", "size": 53, "split": "test"}
@@ -76,10 +76,52 @@ def test_shift_and_class_lists(run):
         evals.run(predictor, "z", {"name": "zeroshot", "data": DATA, "classes": ["a", "b"]})
 
 
+def make(every: int):
+    """A source of one's own: synthetic records, of which only one in `every` has a label."""
+    return HalfLabelled(sources.make(DATA), every)
+
+
+class HalfLabelled:
+    def __init__(self, inner, every):
+        self.inner, self.every = inner, every
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, i):
+        record = self.inner[i]
+        return record if i % self.every == 0 else record | {"label": None}
+
+    def class_names(self, field):
+        return self.inner.class_names(field)
+
+
+def test_records_without_a_label_are_left_out(run):
+    predictor = mmcl_jax.load(run, mesh=make_mesh("1"))
+    part = {"name": "zeroshot", "data": {"source": __name__, "every": 2}, "limit": 20}
+    evals.check(predictor, {"z": part})
+    assert evals.run(predictor, "z", part)["n"] == 10
+    nothing = part | {"label": "colour", "classes": ["red", "blue"]}
+    with pytest.raises(ValueError, match="'colour' is missing from all"):
+        evals.run(predictor, "z", nothing)
+
+
+def test_streams_that_share_their_host_half(run):
+    one = mmcl_jax.load(run, mesh=make_mesh("1"))
+    ops = configs.load(str(run / "config.json")).data.eval_streams
+    streams = pipeline.Streams(ops.to_dict() | {"image/v1": ops.image}, 0, one.streams.tokenizer)
+    streams.find_spec(sources.make(DATA))
+    assert streams.source_of["image/v1"] == "image"
+    device = predict.device_streams(streams, 0)
+    two = predict.Predictor(one.method, one.params, one.extra, streams, device, one.mesh)
+    images = [sources.make(DATA)[i]["image"] for i in range(3)]
+    np.testing.assert_allclose(
+        two.embed(**{"image/v1": images})["image/v1"], one.embed(image=images)["image"], atol=1e-6
+    )
+
+
 def test_a_run_starts_from_another(run, tmp_path):
     from pathlib import Path
-
-    from mmcl_jax import predict
 
     folder = Path(__file__).parent.parent.parent
     overrides = ["steps=1", "batch=16", "optim.warmup=0", "optim.rules=('.*: lr=0',)", f"init_from.run={run}",
