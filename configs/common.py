@@ -18,7 +18,7 @@ def base() -> ConfigDict:
             method=dict(name=""),  # and the arguments of its make()
             encoders=dict(),  # modality -> name of a file in mmcl_jax/encoders, and the arguments of its make()
             data=dict(
-                train=dict(),  # a source, or several by name with an optional weight each
+                train=dict(),  # a source, or several by name; weight=2 lets one's records come twice as often
                 record="",  # ops on the whole record, before the streams
                 streams=dict(),  # stream -> "field: host ops || device ops"
                 eval_streams=dict(),  # the same for evaluation

@@ -5,12 +5,13 @@ from ml_collections import ConfigDict
 from . import common
 
 TRAINED = ("openmoji", "noto", "emojione", "noto_v1", "emojione_v1")
+VARIANTS = ("", "styles")
 UNSEEN = ("twemoji", "fluent_flat", "fluent_high_contrast")
 
 
 def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> ConfigDict:
     """Completes a config by its variant: "", "styles" or "tiny"."""
-    if arg not in ("", "styles", "tiny"):
+    if arg not in (*VARIANTS, "tiny"):
         raise ValueError(f"Variant {arg!r}; possible: '' (none), styles, tiny.")
     if arg == "tiny":
         return common.tiny(c)

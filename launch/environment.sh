@@ -13,15 +13,24 @@ environment() {
   local root
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   local venv=${MMCL_VENV:-$root/.venv}
-  command -v python3 > /dev/null || die "Python is missing. On Debian or Ubuntu: sudo apt-get install python3 python3-venv python3-pip"
-  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    die "Python 3.11 or newer is needed; this is $(python3 --version). On Debian or Ubuntu: sudo apt-get install python3.11 python3.11-venv"
-  if [ ! -x "$venv/bin/python" ]; then
-    python3 -c 'import venv, ensurepip' 2> /dev/null ||
-      die "Python's venv module is missing. On Debian or Ubuntu: sudo apt-get install python3-venv"
+  # An environment without a working pip was left half made.
+  if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
+    local candidate python=
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+        python=$candidate
+        break
+      fi
+    done
+    [ -n "$python" ] || die "Python 3.11 or newer is needed, and was not found as python3 or python3.11 to python3.13.
+On Debian or Ubuntu: sudo apt-get install python3.11 python3.11-venv
+Where that package does not exist, install Python another way and name it: PYTHON=/path/to/python bash $0"
+    "$python" -c 'import venv, ensurepip' 2> /dev/null ||
+      die "Python's venv module is missing. On Debian or Ubuntu: sudo apt-get install $(basename "$python")-venv"
     echo "making a virtual environment in $venv"
     mkdir -p "$(dirname "$venv")"
-    python3 -m venv "$venv" || die "Could not make a virtual environment in $venv; is there room, and may you write there?"
+    "$python" -m venv --clear "$venv" ||
+      die "Could not make a virtual environment in $venv; is there room, and may you write there?"
   fi
   echo "installing packages (quick if they are there)"
   # --no-build-isolation would need setuptools in the environment; with isolation pip fetches it by itself.

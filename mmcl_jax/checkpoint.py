@@ -119,7 +119,8 @@ class Checkpoints:
         A damaged one is set aside under another name, with a warning, and the one before it is tried.
 
         Args:
-            abstract_state: shapes, dtypes and shardings that the state should have; any mesh will do.
+            abstract_state: shapes, dtypes and shardings that the state should have; any mesh will do. A dict holds
+                only the wanted parts of the state, {"params": ...} say.
             step: only this one.
 
         Returns:
@@ -138,7 +139,7 @@ class Checkpoints:
             problem = self.verify(candidate)
             if problem in (None, "unverified"):
                 try:
-                    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+                    args = ocp.args.Composite(state=_how_to_restore(abstract_state))
                     return candidate, self.manager.restore(candidate, args=args).state
                 except Exception as e:  # noqa: BLE001 - whatever a damaged file makes a reader raise
                     if problem is None or self._readable(candidate):
@@ -193,6 +194,13 @@ class Checkpoints:
 
     def _manifest(self, step: int) -> Path:
         return self.manifests / f"{step}.json"
+
+
+def _how_to_restore(abstract_state: PyTree) -> Any:
+    if not isinstance(abstract_state, dict):
+        return ocp.args.StandardRestore(abstract_state)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+    return ocp.args.PyTreeRestore(item=abstract_state, restore_args=restore_args, partial_restore=True)
 
 
 def _digests(folder: Path) -> dict[str, list[int]]:
@@ -270,6 +278,15 @@ def lock(workdir: Path) -> Any:
     return file
 
 
+def rename(path: str, rules: Sequence[str]) -> str:
+    """A parameter's path after the first of the rules "path regex: new path" that matches its start; "" if dropped."""
+    for rule in rules:
+        pattern, _, target = (part.strip() for part in rule.rpartition(":"))
+        if re.match(pattern, path):
+            return re.sub(pattern, target, path, count=1) if target else ""
+    return path
+
+
 def rename_and_fit(params: PyTree, loaded: PyTree, rules: Sequence[str], resize: Any) -> tuple[PyTree, list[str]]:
     """Starts parameters from those of another run, as far as paths and shapes agree.
 
@@ -285,15 +302,7 @@ def rename_and_fit(params: PyTree, loaded: PyTree, rules: Sequence[str], resize:
     Raises:
         ConfigError: if a path agrees but its shape can't be made to fit, or nothing at all was taken over.
     """
-    renamed = {}
-    for path, value in loaded.items():
-        for rule in rules:
-            pattern, _, target = (part.strip() for part in rule.rpartition(":"))
-            if re.match(pattern, path):
-                path = re.sub(pattern, target, path, count=1) if target else ""
-                break
-        if path:
-            renamed[path] = value
+    renamed = {new: value for path, value in loaded.items() if (new := rename(path, rules))}
     result, taken = dict(params), []
     for path, value in renamed.items():
         if path not in params:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ CONFIG_HELP = "path.py, path.py:variant; any key can be changed with --config.ke
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Errors that a user can mend are told without a traceback."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a dotted path in a config may name a file of the folder one stands in
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = _overrides(parser, rest)
@@ -43,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", metavar="RUN", help="workdir of a run")
     evaluate.add_argument("--step", type=int, help="step of the checkpoint; default: the newest")
     evaluate.add_argument("--config", default="", help="take the evaluators of this config instead of the run's")
+    evaluate.add_argument("--out", default="", help="the json; default: RUN/eval_<step>.json")
     evaluate.set_defaults(run=_eval)
 
     embed = commands.add_parser("embed", help="write embeddings of a data set, with ids, as npz and parquet")
@@ -105,6 +109,11 @@ def _eval(arguments) -> None:
     from mmcl_jax import config, evals, log, predict
 
     saved = Path(arguments.run_dir) / "config.json"
+    strange = [o for o in arguments.overrides if not o.startswith(("evals.", "data.train."))]
+    if strange:
+        raise ConfigError(
+            f"--config.{strange[0]}: a run is evaluated as it was trained; only evals.* and data.train.* may change."
+        )
     predictor = predict.load(arguments.run_dir, arguments.step)
     loaded = config.load(arguments.config or str(saved), arguments.overrides)
     if not loaded.evals:
@@ -114,9 +123,12 @@ def _eval(arguments) -> None:
     for name, part in loaded.evals.items():
         results |= {f"{name}/{k}": v for k, v in evals.run(predictor, name, part, loaded.data.train).items()}
     log.results_table(results)
-    other = f"_{_default_workdir(arguments.config).name}" if arguments.config else ""
-    out = Path(arguments.run_dir) / f"eval{other}_{predictor.step}.json"
-    out.write_text(json.dumps({"step": predictor.step, **results}, indent=1) + "\n")
+    # What is not the run's own evaluation has a name of its own, so that neither replaces the other.
+    parts = [_default_workdir(arguments.config).name] if arguments.config else []
+    other = re.sub(r"[^\w.=-]+", "_", "_".join(["", *parts, *arguments.overrides]))[:100]
+    out = Path(arguments.out or Path(arguments.run_dir) / f"eval_{predictor.step}{other}.json")
+    told = {"step": predictor.step, "config": arguments.config, "overrides": arguments.overrides}
+    out.write_text(json.dumps(told | results, indent=1) + "\n")
     log.say(f"written to {out}")
 
 

@@ -114,6 +114,8 @@ def _selector(where: str) -> str | None:
 
 def _like(value: Any, old: Any, key: str, text: str) -> Any:
     """`value`, if it may stand where `old` stood; an int may stand for a float, a bool for no number."""
+    if isinstance(old, ConfigDict) and value == {} and key == "evals":
+        return ConfigDict()
     if isinstance(old, ConfigDict):
         raise ConfigError(f"--config.{key} has parts, set one of them: {', '.join(f'{key}.{k}' for k in old)}.")
     if isinstance(old, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import re
@@ -55,7 +56,8 @@ def results_table(results: Mapping[str, float]) -> None:
         name, metric = key.split("/", 1)
         parts = metric.split("/")
         # "i2t/R@1" is one metric: its direction stands beside it, what is before it is another evaluation.
-        at = len(parts) - (2 if len(parts) > 1 and re.fullmatch(r"\w2\w", parts[-2]) else 1)
+        both_ways = len(parts) > 1 and "2" in parts[-2] and re.match(r"R@|Me", parts[-1])
+        at = len(parts) - (2 if both_ways else 1)
         rows.setdefault("/".join([name, *parts[:at]]), {})["/".join(parts[at:])] = value
     by_columns: dict[tuple[str, ...], list[list[Any]]] = {}
     for name, metrics in rows.items():
@@ -102,6 +104,7 @@ class Logger:
         self.steps, self.batch, self.start, self.on = steps, batch, start, on
         self.clock = self.began = time.monotonic()
         self.last, self.waited = start, 0.0
+        self.last_row: dict[str, Any] = {}
         self.writers: list[tuple[Callable[[dict[str, Any]], None], Callable[[], None]]] = []  # each: write, close
         self.bar = None
         if not on:
@@ -112,8 +115,10 @@ class Logger:
         temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
         temporary.replace(self.path)
         self.file = self.path.open("a")
+        self.last_row = next((r for r in reversed(rows) if "loss" in r), {})
+        self.began -= self.before("seconds")
         if config.tensorboard:
-            self.writers.append(_tensorboard(workdir))
+            self.writers.append(_tensorboard(workdir, start))
         if config.wandb:
             self.writers.append(_wandb(workdir, config.wandb))
         if console.is_terminal:
@@ -164,9 +169,18 @@ class Logger:
         """Rates count from `step` on; before it lies the compilation."""
         self.clock, self.last, self.waited = time.monotonic(), step, 0.0
 
-    def has_evaluation(self, step: int) -> bool:
-        """Whether the results of the evaluators at `step` are written down."""
-        return any(r["step"] == step and "loss" not in r for r in read_metrics(self.path))
+    def has_evaluation(self, step: int, name: str) -> bool:
+        """Whether the results of an evaluator at `step` are written down."""
+        rows = (r for r in read_metrics(self.path) if r["step"] == step)
+        return any(key.startswith(f"{name}/") for r in rows for key in r)
+
+    def before(self, key: str) -> Any:
+        """What the last row of the run had before it was continued: counts and seconds go on from there."""
+        return self.last_row.get(key, 0)
+
+    def seconds(self) -> float:
+        """Time that the run took, all its parts together."""
+        return time.monotonic() - self.began
 
     def _write(self, row: dict[str, Any]) -> None:
         # JSON has no NaN: null.
@@ -187,8 +201,11 @@ class Logger:
             if self.bar:
                 self.bar.stop()
             self.file.close()
-            for _, close in self.writers:
-                close()
+            for write, close in self.writers:
+                try:
+                    close()
+                except Exception as e:  # noqa: BLE001 - as above
+                    warn(f"{write.__name__}: {type(e).__name__}: {e}; its last rows may be missing there.")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -211,12 +228,24 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _tensorboard(workdir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ConfigError("log.tensorboard needs `pip install mmcl-jax[tensorboard]`.") from None
-    writer = SummaryWriter(str(workdir / "tensorboard"))
+def check(config: Any) -> None:
+    """Refuses writers whose packages are not installed.
+
+    Args:
+        config: `config.log`.
+
+    Raises:
+        ConfigError: with the command that installs them.
+    """
+    for key, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
+        if config[key] and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"log.{key} needs the package {package}: pip install 'mmcl-jax[{key}]'.")
+
+
+def _tensorboard(workdir: Path, start: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def tensorboard(row: dict[str, Any]) -> None:
         for key, value in row.items():
@@ -227,10 +256,8 @@ def _tensorboard(workdir: Path) -> Any:
 
 
 def _wandb(workdir: Path, project: str) -> Any:
-    try:
-        import wandb as library
-    except ImportError:
-        raise ConfigError("log.wandb needs `pip install mmcl-jax[wandb]`.") from None
+    import wandb as library
+
     # Kept with the run, so that a continued run goes on in the same one, and no other run of that name is touched.
     kept = workdir / "wandb_id"
     if not kept.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -14,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmcl_jax import log, named, optim, parallel, step
+from mmcl_jax import log, named, optim, parallel
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.augment import ops as device_ops
-from mmcl_jax.checkpoint import Checkpoints, rename_and_fit
+from mmcl_jax.checkpoint import Checkpoints, rename, rename_and_fit
 from mmcl_jax.data import pipeline, tokenizers
 from mmcl_jax.data.chain import resolve
 from mmcl_jax.data.record import look_up
@@ -26,6 +28,7 @@ from mmcl_jax.encoders.vit import resize_positions
 from mmcl_jax.types import Batch, Ctx, PyTree, TrainState
 
 TEMPLATES = ("{}",)
+THREADS = 8  # that read and decode what is evaluated
 
 
 def device_streams(streams: pipeline.Streams, seed: int) -> DeviceStreams:
@@ -120,7 +123,7 @@ class Predictor:
             limit: only so many records; 0 = all.
 
         Raises:
-            ValueError: if a stream finds nothing at all.
+            ConfigError: if a stream finds nothing at all.
         """
         n = min(len(source), limit) if limit else len(source)
         vectors: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -128,43 +131,62 @@ class Predictor:
         texts: dict[str, list[str]] = {name: [] for name in names}
         waiting: dict[str, list[dict]] = {name: [] for name in names}
         kept: dict[str, list[Any]] = {field: [] for field in keep}
+        faults: list[str] = []
 
         def flush(name: str) -> None:
             rows = waiting[name]
             vectors[name].append(self._run({name: pipeline.stack(rows)}, len(rows))[name])
             rows.clear()
 
-        for i in range(n):
-            record = self.streams.record(source[i], i)
-            for field in keep:
-                kept[field].append(look_up(record, field))
-            for name in names:
-                field = self.streams.chains[name].field
-                value = look_up(record, field)
-                for v in value if isinstance(value, list) else [value]:
-                    arrays, problem = self.streams.run(name, _nest(field, v), i)
-                    if problem:
-                        log.warn(f"left out of the evaluation: record {record.get('id', i)}, {name}: {problem}")
-                    if arrays is None:
-                        continue
-                    owners[name].append(i)
-                    texts[name] += [v] if isinstance(v, str) else []
-                    waiting[name].append(arrays)
-                    if len(waiting[name]) == self.batch:
-                        flush(name)
+        def prepare(i: int):
+            return self._prepare(pipeline.read(source, i), i, names, keep)
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, n, self.batch):  # a batch at a time: what is prepared ahead takes memory
+                block = range(start, min(start + self.batch, n))
+                for i, (fields, rows, problems) in zip(block, pool.map(prepare, block), strict=True):
+                    for field, value in fields.items():
+                        kept[field].append(value)
+                    faults += problems
+                    for name, value, arrays in rows:
+                        owners[name].append(i)
+                        texts[name] += [value] if isinstance(value, str) else []
+                        waiting[name].append(arrays)
+                        if len(waiting[name]) == self.batch:
+                            flush(name)
+        if faults:
+            log.warn(f"left out of the evaluation: {len(faults)} that can't be read, the first is {faults[0]}")
         for name in names:
             if waiting[name]:
                 flush(name)
             if not vectors[name]:
                 field = self.streams.chains[name].field
-                raise ValueError(f"Nothing to evaluate: no record has a readable {field!r} (stream {name!r}).")
+                raise named.ConfigError(f"Nothing to evaluate: no record has a readable {field!r} (stream {name!r}).")
         return Embeddings(
             {k: np.concatenate(v) for k, v in vectors.items()},
             {k: np.array(v) for k, v in owners.items()},
             texts,
             kept,
             n,
+            len(faults),
         )
+
+    def _prepare(self, record: Any, i: int, names: Sequence[str], keep: Sequence[str]) -> tuple[dict, list, list]:
+        """The fields to keep of a record, its rows (stream, value, arrays) and what could not be read."""
+        if isinstance(record, Exception):
+            return dict.fromkeys(keep), [], [f"record {i}: {type(record).__name__}: {record}"]
+        record = self.streams.record(record, i)
+        rows, problems = [], []
+        for name in names:
+            field = self.streams.chains[name].field
+            value = look_up(record, field)
+            for v in value if isinstance(value, list) else [value]:
+                arrays, problem = self.streams.run(name, _nest(field, v), i)
+                if problem:
+                    problems.append(f"record {record.get('id', i)}, {name}: {problem}")
+                if arrays is not None:
+                    rows.append((name, v, arrays))
+        return {field: look_up(record, field) for field in keep}, rows, problems
 
     def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int) -> dict[str, np.ndarray]:
         """Embeds n rows of host streams; fills them up to the batch, so that there is one compiled shape.
@@ -221,6 +243,7 @@ class Embeddings:
         texts: stream -> M texts, for streams whose field is text (or a path).
         kept: field -> its value in each record.
         size: number of records.
+        unreadable: values that could not be read, and have no row.
     """
 
     vectors: dict[str, np.ndarray]
@@ -228,6 +251,7 @@ class Embeddings:
     texts: dict[str, list[str]]
     kept: dict[str, list[Any]]
     size: int
+    unreadable: int
 
 
 def _nest(field: str, value: Any) -> dict[str, Any]:
@@ -237,38 +261,44 @@ def _nest(field: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def load(run: str | Path, step_: int | None = None, batch: int = 128, mesh: Mesh | None = None) -> Predictor:
+def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh | None = None) -> Predictor:
     """Opens a run.
 
     Args:
         run: its workdir.
-        step_: step of the checkpoint; default: the newest that can be used.
+        step: of the checkpoint; default: the newest that can be used.
         batch: rows encoded at a time.
-        mesh: devices; default: all, whatever the run was trained on.
+        mesh: devices; default: all, as the run's `config.mesh` says if that fits them.
 
     Raises:
         FileNotFoundError: if the workdir holds no run, or no checkpoint yet.
     """
-    run = Path(run)
-    if not (run / "config.json").is_file():
-        raise FileNotFoundError(f"{run} holds no run: it has no config.json. Train one with --workdir {run}.")
+    run = _holds_run(Path(run))
     config = ConfigDict(json.loads((run / "config.json").read_text()))
     tokenizer = tokenizers.load(run / "tokenizer.json") if (run / "tokenizer.json").exists() else None
     streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
     streams.read_spec(run / "eval_streams.json")
-    mesh = mesh or parallel.make_mesh()
-    predictor = untrained(config, streams, mesh, batch)
-    optimizer, _, _ = optim.build(config.optim, config.steps, predictor.params)
-    sample = sample_batch(streams, predictor.device)
-    state = jax.eval_shape(lambda: step.init_state(predictor.method, optimizer, sample, jax.random.key(0)))
-    sharding = parallel.state_sharding(state, mesh)
-    state = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), state, sharding)
-    restored = Checkpoints(run, read_only=True).restore(state, step_)
+    predictor = untrained(config, streams, mesh or _mesh_of(config), batch)
+    # Only what is needed: the optimizer's moments would take twice the memory of the weights.
+    weights = {"opt_state": {"average": predictor.params}} if config.optim.average else {"params": predictor.params}
+    wanted = weights | {"extra": predictor.extra}
+    sharding = parallel.state_sharding(wanted, predictor.mesh)
+    wanted = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), wanted, sharding)
+    restored = Checkpoints(run, read_only=True).restore(wanted, step)
     if restored is None:
         raise FileNotFoundError(f"{run} has no checkpoint yet.")
-    predictor.step, state = restored
-    predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
+    predictor.step, found = restored
+    predictor.params = found["opt_state"]["average"] if config.optim.average else found["params"]
+    predictor.extra = found["extra"]
     return predictor
+
+
+def _mesh_of(config: ConfigDict) -> Mesh:
+    """The run's mesh if it fits the devices here, else all of them with whole weights."""
+    try:
+        return parallel.make_mesh(config.mesh)
+    except ValueError:
+        return parallel.make_mesh()
 
 
 def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: int = 128) -> Predictor:
@@ -279,6 +309,26 @@ def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: 
     # Shapes that don't fit each other are found here, in a second, before anything compiles.
     params, extra = named.checked("encoders", jax.eval_shape, lambda: model.init(jax.random.key(0), sample))
     return Predictor(model, params, extra, streams, device, mesh, batch)
+
+
+def inherited_tokenizer(config: ConfigDict) -> Path | None:
+    """The tokenizer of the run in `config.init_from`, if token embeddings of that run are taken over.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+    """
+    if not config.init_from.run:
+        return None
+    path = _holds_run(Path(config.init_from.run)) / "tokenizer.json"
+    tokenized = {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}
+    taken = any(rename(f"{modality}/tokens/embedding", config.init_from.rules) for modality in tokenized)
+    return path if taken and path.exists() else None
+
+
+def _holds_run(run: Path) -> Path:
+    if not (run / "config.json").is_file():
+        raise FileNotFoundError(f"{run} holds no run: it has no config.json. Train one with --workdir {run}.")
+    return run
 
 
 def start_from(config: Any, state: TrainState, optimizer: Any, sharding: PyTree) -> TrainState:
@@ -305,6 +355,10 @@ def start_from(config: Any, state: TrainState, optimizer: Any, sharding: PyTree)
 
     fitted, taken = rename_and_fit(ours, theirs, config.rules, resize)
     log.say(f"init_from {config.run}: {len(taken)} of {len(ours)} parameters taken over")
+    fresh = collections.Counter("/".join(path.split("/")[:3]) for path in ours.keys() - set(taken))
+    if fresh:
+        told = ", ".join(f"{k} ({n})" for k, n in sorted(fresh.items()))
+        log.warn(f"not taken from {config.run}, but from scratch: {told}")
     params = jax.tree.map(lambda name, old: jnp.asarray(fitted[name], old.dtype), names, state.params)
     params = jax.device_put(params, sharding.params)
     opt_state = jax.jit(optimizer.init, out_shardings=sharding.opt_state)(params)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmcl_jax import config as configs
@@ -43,14 +44,19 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         RunError: if the data is too faulty, too many steps in a row are not finite, or no checkpoint can be used.
     """
     workdir = Path(workdir)
-    began = time.monotonic()
 
     # ---- Check -----------------------------------------------------------------------------------------------------
     if jax.process_count() > 1:
         raise named.ConfigError("Training with several processes is not built yet; start one process for all devices.")
     mesh = named.checked("mesh", parallel.make_mesh, config.mesh, devices)
     configs.validate(config, mesh.size)
-    held = lock(workdir) if jax.process_index() == 0 else None
+    log.check(config.log)
+    with lock(workdir):
+        return _train(config, workdir, mesh)
+
+
+def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
+    """`train`, once the workdir is ours."""
     # A workdir without a checkpoint holds nothing to go on from: its files are those of a start that failed.
     begun = any((workdir / "checkpoints").glob("[0-9]*"))
     saved = workdir / "config.json"
@@ -58,7 +64,8 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
 
     # ---- Data ------------------------------------------------------------------------------------------------------
     sources, weights = pipeline.open_sources(config.data.train)
-    tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, begun)
+    inherited = None if begun else predict.inherited_tokenizer(config)
+    tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, begun, inherited)
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
     eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
     for part in (streams, eval_streams):
@@ -69,15 +76,14 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     predictor = predict.untrained(config, eval_streams, mesh, batch=min(config.batch, 256))
     method = predictor.method
     optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, predictor.params)
-    sample = predict.sample_batch(streams, device)
+    sample = named.checked("data.streams", predict.sample_batch, streams, device)
 
     def init(key):
         return step.init_state(method, optimizer, sample, key)
 
     shapes = jax.eval_shape(init, jax.random.key(config.seed))
     sharding = parallel.state_sharding(shapes, mesh)
-    if tokenizer is not None:
-        check_vocabulary(config, tokenizer)
+    check_vocabulary(config, tokenizer, shapes.params)
     evals.check(predictor, config.evals, config.data.train)
 
     # ---- Say what this is --------------------------------------------------------------------------------------------
@@ -87,8 +93,6 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         describe(config, workdir, mesh, streams, sources, shapes.params)
         for key, (old, new) in changed.items():
             log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
-        write_whole(saved, configs.to_json(config))
-        eval_streams.write_spec(workdir / "eval_streams.json")
 
     # ---- State: where it was, or from another run, or from scratch -------------------------------------------------
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -103,6 +107,9 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         start, state = 0, jax.jit(init, out_shardings=sharding)(jax.random.key(config.seed))
         if config.init_from.run:
             state = predict.start_from(config.init_from, state, optimizer, sharding)
+    if on:
+        write_whole(saved, configs.to_json(config))
+        eval_streams.write_spec(workdir / "eval_streams.json")
     train_step = step.make_train_step(method, optimizer, by, schedule, device, mesh, config.seed)
     train_step = step.compile_step(train_step, shapes, sharding, mesh)
 
@@ -110,8 +117,8 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     records = pipeline.Mixed(sources, weights, config.seed)
     data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
     batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
-    faults = pipeline.FaultCounter(config.data.fault_budget)
     logger = log.Logger(workdir, config.steps, config.batch, config.log, start, on)
+    faults = pipeline.FaultCounter(config.data.fault_budget, logger.before("unreadable"))
     steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
     stop = Stop()
     exit_code = 0
@@ -129,8 +136,8 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
             checkpoints.save(now, state, config.to_dict())
 
     try:
-        if start and due(start) and not logger.has_evaluation(start):
-            evaluate_now(start)  # the run was stopped between a save and its evaluation
+        if start and due(start):
+            evaluate_now(start)  # what is missing, where the run was stopped between a save and its evaluations
         for now in range(start + 1, config.steps + 1):
             waiting = time.monotonic()
             batch = next_batch(batches, stop)
@@ -164,16 +171,15 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
             checkpoints.wait()
             log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
     finally:
-        logger.close()
         checkpoints.close()
+        logger.close()
         stop.restore_handlers()
-        if held:
-            held.close()
     if on and not exit_code:
         if start >= config.steps:
             log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
-        finish(predictor, config, workdir, steps, faults, time.monotonic() - began)
+        counts = {"bad_steps": steps.bad, "unreadable": faults.faulty, "seconds": round(logger.seconds(), 1)}
+        finish(predictor, config, workdir, counts, start)
     return exit_code
 
 
@@ -200,7 +206,7 @@ class StepWatcher:
     def __init__(self, logger: log.Logger, every: int, max_bad: int, start: int):
         self.logger, self.every, self.max_bad = logger, every, max_bad
         self.waiting: collections.deque[tuple[int, PyTree, int]] = collections.deque()
-        self.bad = self.bad_in_row = 0
+        self.bad, self.bad_in_row = logger.before("bad_steps"), 0
         self.first = start + 1
 
     def add(self, now: int, metrics: PyTree, faulty: int) -> None:
@@ -238,20 +244,23 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
-    """Refuses a tokenizer with more tokens than the text tower has rows: they would silently share the last one."""
-    rows = config.encoders.get("text", {}).get("vocab")
-    if rows is not None and len(tokenizer) > rows:
-        raise named.ConfigError(
-            f"The tokenizer has {len(tokenizer)} tokens, encoders.text.vocab={rows}. Set "
-            f"--config.encoders.text.vocab={len(tokenizer)} or a smaller data.tokenizer.vocab."
-        )
+def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer | None, params: PyTree) -> None:
+    """Refuses a tokenizer with more tokens than a tower has embeddings: they would silently share the last one."""
+    for modality in {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}:
+        table = params.get(modality, {}).get("tokens", {}).get("embedding")
+        if table is not None and len(tokenizer) > table.shape[0]:
+            raise named.ConfigError(
+                f"The tokenizer has {len(tokenizer)} tokens, encoders.{modality}.vocab={table.shape[0]}. Set "
+                f"--config.encoders.{modality}.vocab={len(tokenizer)} or a smaller data.tokenizer.vocab."
+            )
 
 
 def evaluate(predictor: predict.Predictor, config: ConfigDict, logger: log.Logger, now: int) -> None:
-    """Runs all evaluators of the config."""
+    """Runs the evaluators of the config that have not run at this step yet."""
     predictor.step = now
     for name, part in config.evals.items():
+        if logger.has_evaluation(now, name):
+            continue
         try:
             metrics = evals.run(predictor, name, part, config.data.train)
         except Exception as e:
@@ -267,9 +276,14 @@ def describe(config: ConfigDict, workdir: Path, mesh: Any, streams: Any, sources
     devices = ", ".join(f"{n} x {k}" for k, n in kinds.items())
     log.say(f"mmcl_jax: {config.method.name} in {workdir}")
     log.say(f"devices: {devices}; mesh {shape}; jax {jax.__version__}, Python {platform.python_version()}")
-    log.say(f"data: {' + '.join(f'{len(s):,}' for s in sources)} records; batch {config.batch}, {config.steps} steps")
+    records = sum(len(s) for s in sources)
+    epochs = config.steps * config.batch / records
+    sizes = " + ".join(f"{len(s):,}" for s in sources)
+    log.say(f"data: {sizes} records; batch {config.batch}, {config.steps} steps = {log.short(epochs)} epochs")
+    if config.batch > records:
+        log.warn(f"batch={config.batch} is more than all records: each batch holds some twice, as false negatives.")
     rows = []
-    example = streams.element(sources[0][0], 0)
+    example = streams.element(pipeline.read(sources[0], 0), 0)
     for name, chain in streams.chains.items():
         spec, sent = streams.spec[streams.source_of[name]], example["streams"][streams.source_of[name]]
         data = spec["data"]
@@ -292,7 +306,7 @@ def _example(sent: dict[str, np.ndarray], streams: pipeline.Streams, chain: Any)
 
 
 def finish(
-    predictor: predict.Predictor, config: ConfigDict, workdir: Path, steps: StepWatcher, faults: Any, seconds: float
+    predictor: predict.Predictor, config: ConfigDict, workdir: Path, counts: dict[str, float], start: int
 ) -> None:
     """The end of a run: results table, curves, a picture of retrieval, summary.json."""
     from mmcl_jax.evals import figures
@@ -301,10 +315,12 @@ def finish(
     final = {k: v for r in rows if r["step"] == config.steps and "loss" not in r for k, v in r.items() if k != "step"}
     losses = [r["loss"] for r in rows if "loss" in r]
     summary = {"method": config.method.name, "steps": config.steps, "parameters": optim.count(predictor.params),
-               "loss": losses[-1] if losses else None, "seconds": round(seconds, 1), "bad_steps": steps.bad,
-               "unreadable": faults.faulty, "devices": predictor.mesh.size,
+               "loss": losses[-1] if losses else None, **counts, "devices": predictor.mesh.size,
                "platform": jax.default_backend()}  # fmt: skip
-    (workdir / "summary.json").write_text(json.dumps(summary | {"evals": final}, indent=1) + "\n")
+    path = workdir / "summary.json"
+    if start >= config.steps and path.exists():  # nothing was trained: what the summary says of it stays
+        summary = json.loads(path.read_text())
+    write_whole(path, json.dumps(summary | {"evals": final}, indent=1) + "\n")
     log.results_table(final)
     figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
     made = ["curves.png"]
@@ -312,13 +328,12 @@ def finish(
     if shown is not None:
         try:
             data = evals.with_source(shown.data, config.data.train)
-            figures.retrieval(predictor, data, workdir / "retrieval.png", name)
+            figures.retrieval(predictor, data, workdir / "retrieval.png", name, shown.get("limit", 0))
             made.append("retrieval.png")
         except Exception as e:  # noqa: BLE001 - a finished run is worth more than its picture
             log.warn(f"no retrieval.png: {type(e).__name__}: {e}")
-    log.say(
-        f"done in {log.duration(seconds)}: {workdir}/ has summary.json, metrics.jsonl, {', '.join(made)}, checkpoints/"
-    )
+    took = log.duration(summary["seconds"])
+    log.say(f"done in {took}: {workdir}/ has summary.json, metrics.jsonl, {', '.join(made)}, checkpoints/")
 
 
 if __name__ == "__main__":

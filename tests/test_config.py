@@ -18,6 +18,7 @@ def test_overrides(tiny):
     assert c.batch == 8 and c.optim.lr == 1.0 and isinstance(c.optim.lr, float) and c.dtype == "bfloat16"
     assert c.optim.rules == ("text/: lr=0",)
     assert c.encoders.image.pool == "class"
+    assert tiny("evals={}").evals.to_dict() == {}
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def _counted(function, calls):
     return traced
 
 
-def test_a_continued_run_is_bitwise_an_unbroken_one(path, tmp_path):
+def test_a_continued_run_is_bitwise_an_unbroken_one(path, tmp_path, capsys):
     def losses(workdir):
         return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
 
@@ -116,7 +116,9 @@ def test_a_continued_run_is_bitwise_an_unbroken_one(path, tmp_path):
     for folder in ("checkpoints", "manifests"):
         for entry in (part / folder).glob("6*"):
             entry.rename(tmp_path / f"{folder}_{entry.name}")
+    capsys.readouterr()
     train.train(whole, part, ONE)
+    assert "going on from step 3" in capsys.readouterr().out
     assert losses(part) == losses(tmp_path / "whole")
     assert list(losses(part)) == [1, 2, 3, 4, 5, 6], "each step is logged once"
     a, b = (predict.load(w) for w in (tmp_path / "whole", part))
@@ -131,11 +133,13 @@ def test_the_docstring_says_how_to_run_it(path):
 
 
 def variants(path):
-    """The keys of the file's VARIANTS, or those that the emoji configs share."""
-    for node in ast.parse(path.read_text()).body:
+    """The VARIANTS of the file, or of a fragment that it imports; without, it has but one."""
+    body = ast.parse(path.read_text()).body
+    fragments = [a.name for node in body if isinstance(node, ast.ImportFrom) and node.level for a in node.names]
+    for node in [n for p in (path.stem, *fragments) for n in ast.parse((FOLDER / f"{p}.py").read_text()).body]:
         if isinstance(node, ast.Assign) and node.targets[0].id == "VARIANTS":
             return list(ast.literal_eval(node.value))
-    return ["", "styles"]
+    return [""]
 
 
 def test_full_size_configs_are_valid_without_their_data(path):
@@ -144,12 +148,11 @@ def test_full_size_configs_are_valid_without_their_data(path):
         config = configs.load(f"{path}:{variant}")
         configs.validate(config, devices=8)
         method = methods.build(config)
-        pixels = int(re.search(r"(?:resize|crop)\((\d+)", config.data.streams.image).group(1))
-        length = int(re.search(r"tokenize\((\d+)", config.data.streams.text).group(1))
-        batch = {
-            "image": Stream(np.zeros((1, pixels, pixels, 3), np.float32)),
-            "text": Stream(np.zeros((1, length), np.int32), np.ones((1, length), bool)),
-        }
+        batch = {}
+        for name, ops in config.data.streams.items():
+            size = int(re.search(r"(?:resize|crop|tokenize)\((\d+)", ops).group(1))
+            text = Stream(np.zeros((1, size), np.int32), np.ones((1, size), bool))
+            batch[name] = text if "tokenize" in ops else Stream(np.zeros((1, size, size, 3), np.float32))
         params, _ = jax.eval_shape(method.init, jax.random.key(0), batch)
         assert optim.count(params) > 3e5, variant
     optim.build(config.optim, config.steps, params)

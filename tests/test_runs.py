@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +19,10 @@ RUN = (
 )  # fmt: skip
 
 
-def mmcl(repository, *arguments, code=None, **kwargs):
+def mmcl(repository, *arguments, code=None, env=None, **kwargs):
     """Runs the command line in a process of its own, on one device; `code` is run before it."""
     start = f"{code or ''}\nimport sys; from mmcl_jax.cli import main; sys.exit(main({list(arguments)!r}))"
-    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)}
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)} | (env or {})
     return subprocess.Popen([sys.executable, "-c", start], cwd=repository, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
 
@@ -37,35 +39,64 @@ def losses(workdir):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """Losses of the run that nothing happens to."""
-    from pathlib import Path
-
     workdir = tmp_path_factory.mktemp("unbroken")
     code, output = finish(mmcl(Path(__file__).parent.parent, "train", *RUN, "--workdir", str(workdir)))
     assert code == 0, output
     return losses(workdir)
 
 
-# The process kills itself once it has logged step n: before the first save, just after one, between saves.
+# The process kills itself when step n is under way; `finished` says whether saves are complete by then or still run.
 KILL = """
 import os, signal
-from mmcl_jax import log
-original = log.Logger.train
-def train(self, step, metrics):
-    original(self, step, metrics)
-    if step == {n}:
+from mmcl_jax import train
+from mmcl_jax.checkpoint import Checkpoints
+original, save = train.StepWatcher.add, Checkpoints.save
+def add(self, now, metrics, faulty):
+    if now == {n}:
         os.kill(os.getpid(), signal.SIGKILL)
-log.Logger.train = train
+    original(self, now, metrics, faulty)
+def save_and_wait(self, *arguments):
+    save(self, *arguments)
+    self.wait()
+train.StepWatcher.add = add
+if {finished}:
+    Checkpoints.save = save_and_wait
 """
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
-def test_kill_9_then_the_same_losses(repository, tmp_path, unbroken, n):
-    code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path), code=KILL.format(n=n)))
+@pytest.mark.parametrize("n, finished, going_on", [(2, True, None), (4, True, 3), (8, True, 6), (7, False, "3|6")])
+def test_kill_9_then_the_same_losses(repository, tmp_path, unbroken, n, finished, going_on):
+    """Before the first save, just after one, long after one, and while one is being written."""
+    kill = KILL.format(n=n, finished=finished)
+    code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path), code=kill))
     assert code == -signal.SIGKILL, output
     code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path)))
     assert code == 0, output
     assert losses(tmp_path) == unbroken
-    assert "going on from step" in output or n <= 5, "the save before must have been used"
+    assert re.search(f"going on from step ({going_on})\\b", output) or going_on is None, output
+
+
+@pytest.mark.slow
+def test_kill_9_with_all_optimizations(repository, tmp_path):
+    """The tests compile with few of them; here everything is as users have it."""
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    code, output = finish(mmcl(repository, "train", *RUN, "--workdir", str(tmp_path / "whole"), env=env))
+    assert code == 0, output
+    kill = KILL.format(n=5, finished=True)
+    run = (*RUN, "--workdir", str(tmp_path / "part"))
+    assert finish(mmcl(repository, "train", *run, code=kill, env=env))[0] == -signal.SIGKILL
+    code, output = finish(mmcl(repository, "train", *run, env=env))
+    assert code == 0 and "going on from step 3" in output, output
+    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+
+
+def test_the_command_finds_modules_of_the_folder_it_stands_in(tmp_path, repository):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/method.py").write_text("def make(encoders):\n    raise ValueError('reached mine')\n")
+    mmcl_script, config = Path(sys.executable).parent / "mmcl", f"{repository}/configs/clip_emoji.py:tiny"
+    command = [mmcl_script, "train", "--config", config, "--workdir", "run", "--config.method.name=mine.method"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "reached mine" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -156,6 +187,11 @@ def test_eval_embed_and_show(repository, tmp_path, capsys, monkeypatch):
     assert main(["eval", run]) == 0
     assert "zeroshot" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/eval_8.json").read_text())["step"] == 8
+    assert main(["eval", run, "--config.evals.val.data.split=train"]) == 0
+    other = json.loads((tmp_path / "run/eval_8_evals.val.data.split=train.json").read_text())
+    assert other["overrides"] == ["evals.val.data.split=train"] and (tmp_path / "run/eval_8.json").exists()
+    assert main(["eval", run, "--config.dtype=bfloat16"]) == 2
+    assert "evaluated as it was trained" in capsys.readouterr().err
     assert main(["embed", run, "--data", "synthetic:split=test", "--out", str(tmp_path / "out")]) == 0
     with np.load(tmp_path / "out/image.npz") as written:
         np.testing.assert_allclose(np.linalg.norm(written["embedding"], axis=1), 1, rtol=1e-5)

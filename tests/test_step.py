@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mmcl_jax import config as configs
-from mmcl_jax import log, optim, step, train
+from mmcl_jax import log, optim, predict, step, train
 from mmcl_jax import method as methods
 from mmcl_jax.types import Stream
 from tests.conftest import make_mesh
@@ -109,4 +109,27 @@ def test_a_finished_run_started_again_says_so_and_stays_as_it_is(repository, tmp
     assert train.train(config, tmp_path, one) == 0
     assert "had its 2 steps already" in capsys.readouterr().out
     again = json.loads((tmp_path / "summary.json").read_text())
-    assert {k: again[k] for k in ("loss", "evals")} == {k: summary[k] for k in ("loss", "evals")}
+    assert again == summary
+    metrics = tmp_path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if "zeroshot" not in line))  # killed between two evaluations
+    train.train(config, tmp_path, one)
+    assert sorted(metrics.read_text().splitlines(keepends=True)) == sorted(lines), "the missing one is made up for"
+
+
+@pytest.mark.slow
+def test_sharded_bfloat16_runs_go_on_elsewhere(repository, tmp_path):
+    """Weights over two devices each, averaged, rematerialised in a scan; then on eight; then opened on one."""
+    overrides = ["batch=16", "steps=2", "optim.warmup=1", "mesh.fsdp=2", "dtype=bfloat16", "optim.average=0.9",
+                 "encoders.image.remat=full", "encoders.image.scan=True", "log.every=1"]  # fmt: skip
+    config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", overrides)
+    config.evals = {}
+    train.train(config, tmp_path, jax.devices()[:4])
+    config.mesh.fsdp, config.steps = 1, 4
+    train.train(config, tmp_path, jax.devices()[:8])
+    rows = log.read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in rows] == [1, 2, 3, 4] and all(np.isfinite(r["loss"]) for r in rows)
+    seconds = [r["seconds"] for r in rows]
+    assert seconds == sorted(seconds), "the clock goes on where it was"
+    predictor = predict.load(tmp_path, mesh=make_mesh("1"))
+    assert predictor.step == 4 and all(x.dtype == np.float32 for x in jax.tree.leaves(predictor.params))

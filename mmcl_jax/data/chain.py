@@ -117,7 +117,10 @@ def resolve(op: Op, module: ModuleType) -> Callable:
     """
     if "." in op.name:
         where, _, attribute = op.name.rpartition(".")
-        function = getattr(importlib.import_module(where), attribute)
+        try:
+            function = getattr(importlib.import_module(where), attribute)
+        except (ImportError, AttributeError) as e:
+            raise ConfigError(f"There is no op {op.name!r}: {e}. A dotted path names a function of a module.") from e
     else:
         function = vars(module).get(op.name)
         if op.name.startswith("_") or getattr(function, "__module__", "") != module.__name__:

@@ -8,10 +8,10 @@ A batch of the host is {"streams": {name: {"data", "mask", "present"}}, "positio
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mmcl_jax.data import record as record_ops_module
 from mmcl_jax.data import sources, tokenizers
 from mmcl_jax.data.chain import Chain, HostOps, parse_ops, parse_stream
 from mmcl_jax.data.record import look_up
-from mmcl_jax.named import ConfigError, RunError
+from mmcl_jax.named import ConfigError, RunError, checked
 
 ENDLESS = 2**62  # length of the training stream
 Element = dict[str, Any]
@@ -56,16 +56,26 @@ class Streams:
         self.spec: dict[str, dict[str, np.ndarray]] = {}
 
     def find_spec(self, *sources: Any, tries: int = 64) -> None:
-        """Finds the shape and dtype of every stream from the first records, of any source, on which its ops succeed.
+        """Finds the shape and dtype of every stream from the first record on which its ops succeed.
+
+        Args:
+            sources: of the records.
+            tries: number of records of each source that are looked at if need be, spread over it.
 
         Raises:
-            ConfigError: if a stream fails on all of the first records: a fault of the config rather than of the data.
+            ConfigError: if a stream fails on all of them: a fault of the config rather than of the data.
         """
         problems: dict[str, str] = {}
         wanted = set(self.source_of.values())
-        firsts = [source[i] for source in sources for i in range(min(tries, len(source)))]
-        for record in firsts:
+        fields: set[str] = set()
+        places = [np.unique(np.linspace(0, len(s) - 1, tries).astype(int)) for s in sources]
+        for source, i in ((s, int(i)) for s, at in zip(sources, places, strict=True) for i in at):
+            record = read(source, i)
+            if isinstance(record, Exception):
+                problems |= dict.fromkeys(wanted - set(self.spec), f"{type(record).__name__}: {record}")
+                continue
             record = self.record(record, 0)
+            fields |= set(record)
             for name in sorted(wanted - set(self.spec)):
                 value, problem = self.run(name, record, 0)
                 if problem is None and value is not None:
@@ -76,8 +86,8 @@ class Streams:
                 return
         name = sorted(wanted - set(self.spec))[0]
         raise ConfigError(
-            f"Stream {name!r} could not be made from any of the first {len(firsts)} records: "
-            f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(firsts[0])}."
+            f"Stream {name!r} could not be made from any of {sum(map(len, places))} records: "
+            f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(fields)}."
         )
 
     def element(self, record: dict[str, Any] | Exception, position: int) -> Element:
@@ -176,11 +186,7 @@ class Pipeline:
     def __getitem__(self, i: int) -> Element:
         b = self.batch // self.processes
         position = (i // b) * self.batch + self.process * b + i % b
-        try:
-            record = self.records[position]
-        except Exception as e:  # noqa: BLE001 - a record that can't be read is masked and counted like any other fault
-            record = e
-        return self.streams.element(record, position)
+        return self.streams.element(read(self.records, position), position)
 
     def batches(self, step: int, threads: int = 2, prefetch: int = 4, workers: int = 0) -> Iterator[Element]:
         """Batches of this process from `step` on; nothing else is needed to resume.
@@ -203,6 +209,14 @@ class Pipeline:
         if workers:
             ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         return iter(ds)
+
+
+def read(source: Any, i: int) -> dict[str, Any] | Exception:
+    """A record of a source, or why it can't be read: that is masked and counted like any other fault."""
+    try:
+        return source[i]
+    except Exception as e:  # noqa: BLE001 - data can be wrong in any way
+        return e
 
 
 class Mixed:
@@ -237,16 +251,24 @@ def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
     """The sources of `data.train` and their weights.
 
     Args:
-        config: one source (it has a key `source`), or several by name, each with an optional `weight` (default: the
-            number of its records).
+        config: one source (it has a key `source`), or several by name, each with an optional `weight`: how often its
+            records come, relative to those of the others (default: 1, all records equally often).
+
+    Raises:
+        ConfigError: if a weight is not positive.
     """
     configs = {"": config} if "source" in config else dict(config)
     opened = [sources.make(c, ".".join(filter(None, ("data.train", k)))) for k, c in configs.items()]
-    weights = [float(c.get("weight") or len(s)) for c, s in zip(configs.values(), opened, strict=True)]
+    for name, c in configs.items():
+        if c.get("weight", 1.0) <= 0:
+            raise ConfigError(f"data.train.{name}.weight={c['weight']} must be positive; leave the source out instead.")
+    weights = [c.get("weight", 1.0) * len(s) for c, s in zip(configs.values(), opened, strict=True)]
     return opened, [w / sum(weights) for w in weights]
 
 
-def make_tokenizer(config: Any, opened: list[Any], workdir: Path, begun: bool = False) -> tokenizers.Tokenizer | None:
+def make_tokenizer(
+    config: Any, opened: list[Any], workdir: Path, begun: bool = False, inherited: Path | None = None
+) -> tokenizers.Tokenizer | None:
     """The run's tokenizer: its own from before, or the config's, or one trained on the captions.
 
     Args:
@@ -254,20 +276,29 @@ def make_tokenizer(config: Any, opened: list[Any], workdir: Path, begun: bool = 
         opened: the training sources.
         workdir: of the run, where it is read from and saved to.
         begun: whether the run goes on from a checkpoint, whose tokens mean what its own tokenizer says.
+        inherited: tokenizer of the run whose token embeddings this one starts from; it comes before the config's.
 
     Returns:
         The tokenizer, or None if no stream is tokenized.
 
     Raises:
-        ConfigError: if the fields that it should be trained on hold no text.
+        ConfigError: if the fields that it should be trained on hold no text, or if the config names another one than
+            the inherited.
     """
     if not any("tokenize" in text for text in config.streams.values()):
         return None
     path = workdir / "tokenizer.json"
     if begun and path.exists():
         return tokenizers.load(path)
-    if config.tokenizer.path:
-        tokenizer = tokenizers.load(config.tokenizer.path)
+    if inherited:
+        tokenizer = tokenizers.load(inherited)
+        if config.tokenizer.path and tokenizers.load(config.tokenizer.path) != tokenizer:
+            raise ConfigError(
+                f"data.tokenizer.path={config.tokenizer.path} is not the tokenizer of the token embeddings that "
+                f"init_from takes over, {inherited}. Leave it empty, or drop them: init_from.rules=('text:',)."
+            )
+    elif config.tokenizer.path:
+        tokenizer = checked("data.tokenizer.path", tokenizers.load, config.tokenizer.path)
     else:
         texts = _captions(config, opened)
         tokenizer = tokenizers.train(texts, config.tokenizer.vocab, config.tokenizer.lower)
@@ -279,10 +310,14 @@ def make_tokenizer(config: Any, opened: list[Any], workdir: Path, begun: bool = 
 def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterator[str]:
     """Texts of the tokenizer's fields in all sources, evenly spaced records where there are more than `limit`."""
     record_ops = HostOps(parse_ops("record", config.record), record_ops_module, 0, {})
-    found = 0
+    found, seen = 0, set()
     for source in opened:
         for i in range(0, len(source), max(1, len(source) * len(opened) // limit)):
-            record = record_ops(source[i], i)
+            record = read(source, i)
+            if isinstance(record, Exception):
+                continue
+            record = record_ops(record, i)
+            seen |= set(record)
             for field in config.tokenizer.fields:
                 value = look_up(record, field)
                 texts = [value] if isinstance(value, str) else value or []
@@ -290,9 +325,7 @@ def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterato
                 yield from texts
     if not found:
         fields = ", ".join(config.tokenizer.fields)
-        raise ConfigError(
-            f"data.tokenizer.fields=({fields}) hold no text; records have {sorted(record_ops(opened[0][0], 0))}."
-        )
+        raise ConfigError(f"data.tokenizer.fields=({fields}) hold no text; records have {sorted(seen)}.")
 
 
 def stack(elements: Sequence[Element]) -> Element:
@@ -308,12 +341,17 @@ class FaultCounter:
     Missing fields are not faults; they are normal.
 
     Args:
-        budget: largest share of faulty examples among all seen so far; checked from the 100th example on.
+        budget: largest share of faulty examples among the last WINDOW; checked from the 100th example on. A share of
+            all that was ever seen would let a long run go on for thousands of steps once its data is gone.
+        before: faulty examples of the run before it was continued.
     """
 
-    def __init__(self, budget: float):
-        self.budget, self.seen, self.faulty = budget, 0, 0
-        self.reasons: Counter[str] = Counter()
+    WINDOW = 10_000
+
+    def __init__(self, budget: float, before: int = 0):
+        self.budget, self.faulty = budget, before
+        self.recent: collections.deque[tuple[int, int]] = collections.deque()  # per batch: examples, faulty ones
+        self.reasons: collections.Counter[str] = collections.Counter()
         self.examples: dict[str, str] = {}
 
     def add(self, batch: Element) -> list[str]:
@@ -323,7 +361,7 @@ class FaultCounter:
             RunError: over the budget, with the five most frequent reasons and an example of each.
         """
         new = []
-        self.seen += len(batch["fault"])
+        before = self.faulty
         for fault, identity in zip(batch["fault"], batch["id"], strict=True):
             if not fault:
                 continue
@@ -334,10 +372,14 @@ class FaultCounter:
                 self.examples[reason] = f"{identity} ({fault})"
                 new.append(f"{reason}, first at {self.examples[reason]}")
             self.reasons[reason] += 1
-        if self.seen >= 100 and self.faulty > self.budget * self.seen:
+        self.recent.append((len(batch["fault"]), self.faulty - before))
+        while len(self.recent) > 1 and sum(n for n, _ in self.recent) - self.recent[0][0] >= self.WINDOW:
+            self.recent.popleft()
+        seen, faulty = (sum(column) for column in zip(*self.recent, strict=True))
+        if seen >= 100 and faulty > self.budget * seen:
             top = "\n".join(f"  {n} x {r}, first at {self.examples[r]}" for r, n in self.reasons.most_common(5))
             raise RunError(
-                f"{self.faulty} of {self.seen} examples could not be read, more than data.fault_budget="
-                f"{self.budget} allows:\n{top}\nMend the data, or raise the budget."
+                f"{faulty} of the last {seen} examples could not be read, more than data.fault_budget={self.budget} "
+                f"allows. Since the start:\n{top}\nMend the data, or raise the budget."
             )
         return new

@@ -30,6 +30,9 @@ class Tokenizer:
         """Pickles (for worker processes) by way of __init__: the library's pickle forgets what was set there."""
         return Tokenizer, (self.backend,)
 
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Tokenizer) and self.backend.to_str() == other.backend.to_str()
+
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""
         return self.backend.get_vocab_size()

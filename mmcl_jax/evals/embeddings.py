@@ -69,7 +69,7 @@ def write(predictor: Predictor, source: Any, out: Path, names: Sequence[str] = (
     found = predictor.embed_source(source, list(names or predictor.streams.chains), ("id",))
     written = []
     for name, vectors in found.vectors.items():
-        ids = [str(found.kept["id"][i]) for i in found.owners[name]]
+        ids = [str(found.kept["id"][i] if found.kept["id"][i] is not None else i) for i in found.owners[name]]
         texts = found.texts[name] if len(found.texts[name]) == len(ids) else None
         path = out / name.replace("/", "_")
         np.savez_compressed(path.with_suffix(".npz"), id=np.array(ids), embedding=vectors)

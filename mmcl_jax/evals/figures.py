@@ -50,7 +50,13 @@ def curves(metrics: str | Path, out: str | Path) -> None:
 
 
 def retrieval(
-    predictor: Predictor, data: Mapping[str, Any], out: str | Path, name: str = "", rows: int = 6, best: int = 5
+    predictor: Predictor,
+    data: Mapping[str, Any],
+    out: str | Path,
+    name: str = "",
+    limit: int = 0,
+    rows: int = 6,
+    best: int = 5,
 ) -> None:
     """Draws text -> best images and image -> best texts, hits marked green, to a PNG.
 
@@ -59,11 +65,12 @@ def retrieval(
         data: a source with images and texts, as in `data.train`.
         out: the PNG.
         name: what the data is called in the config, for the line at the foot.
+        limit: only so many records, and never more than 5000: it is a picture.
         rows: number of queries each way, spread over the source.
         best: results per query.
     """
     source = sources.make(data, "evals data")
-    found = predictor.embed_source(source, ("image", "text"))
+    found = predictor.embed_source(source, ("image", "text"), limit=min(limit or 5000, 5000))
     image_owner, text_owner, texts = found.owners["image"], found.owners["text"], found.texts["text"]
     firsts = np.unique(text_owner, return_index=True)[1]  # the first caption of each record
     firsts = firsts[np.isin(text_owner[firsts], image_owner)]

@@ -81,6 +81,12 @@ def retrieval_metrics(a: np.ndarray, b: np.ndarray, owner_a: np.ndarray, owner_b
     return {f"a2b/{k}": v for k, v in a2b.items()} | {f"b2a/{k}": v for k, v in b2a.items()} | {"rsum": rsum}
 
 
+def directions(a: str, b: str) -> dict[str, str]:
+    """What the directions between two streams are called: by initials, or by whole names where these are the same."""
+    short = (a[0], b[0]) if a[0] != b[0] else (a.replace("/", "_"), b.replace("/", "_"))
+    return {"a2b": "2".join(short), "b2a": "2".join(reversed(short))}
+
+
 def check(
     streams: Streams,
     where: str,
@@ -123,7 +129,9 @@ def run(
     """
     found = predictor.embed_source(sources.make(data, "evals data"), (a, b), without, limit)
     subsets = {"": np.ones(found.size, bool)}
-    subsets |= {f"no_{f.removeprefix('is_')}/": ~booleans(found.kept[f], f) for f in without}
+    for field in without:
+        flags = booleans([value is not None and value for value in found.kept[field]], field)
+        subsets[f"no_{field.removeprefix('is_')}/"] = ~flags
     results: dict[str, float] = {}
     for prefix, subset in subsets.items():
         if prefix and not subset.any():
@@ -132,7 +140,7 @@ def run(
         metrics = retrieval_metrics(
             found.vectors[a][rows_a], found.vectors[b][rows_b], found.owners[a][rows_a], found.owners[b][rows_b]
         )
-        names = {"a2b": f"{a[0]}2{b[0]}", "b2a": f"{b[0]}2{a[0]}"}
+        names = directions(a, b)
         results |= {f"{prefix}{'/'.join(names.get(p, p) for p in k.split('/'))}": v for k, v in metrics.items()}
         results[f"{prefix}n"] = int(subset.sum())
-    return results
+    return results | ({"unreadable": found.unreadable} if found.unreadable else {})

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mmcl_jax.data import pipeline
 from mmcl_jax.evals import figures
+from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import device_streams
 
 
@@ -27,7 +28,7 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
         evaluation: the evaluation's streams instead of training's.
 
     Raises:
-        ValueError: if no stream is an image.
+        ConfigError: if no stream is an image.
     """
     sources, weights = pipeline.open_sources(config.data.train)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +41,7 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     batch = jax.jit(device_streams(streams, config.seed))({k: host[k] for k in ("streams", "position")})
     images = {k: np.asarray(s.data, np.float32) for k, s in batch.items() if s.data.ndim == 4}
     if not images:
-        raise ValueError(f"No stream is an image; there is {', '.join(batch)}.")
+        raise ConfigError(f"No stream is an image; there is {', '.join(batch)}.")
     titles = [""] * count
     for name, stream in batch.items():
         if stream.mask is not None and stream.data.ndim == 2:

@@ -95,4 +95,5 @@ def run(
     # "food-drink" and "food_drink" are names of folders; the text tower has seen words
     prompts = [name.replace("-", " ").replace("_", " ") for name in known]
     cosines = found.vectors["image"][labelled] @ predictor.class_embeddings(prompts, templates).T
-    return classification_metrics(cosines, numbers) | {"n": len(labels), "classes": len(known)}
+    counts = {"n": len(labels), "classes": len(known)} | ({"unreadable": found.unreadable} if found.unreadable else {})
+    return classification_metrics(cosines, numbers) | counts

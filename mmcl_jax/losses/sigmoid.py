@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mmcl_jax import parallel
-from mmcl_jax.losses.softmax import _zero_absent
+from mmcl_jax.losses.softmax import rows_of
 from mmcl_jax.types import Array
 
 
@@ -45,8 +45,7 @@ def sigmoid(
         >>> round(float(sigmoid(jnp.eye(2), jnp.eye(2), scale=10.0, bias=-10.0)), 4)
         0.6932
     """
-    x, y = _zero_absent(x, present), _zero_absent(y, present)
-    present = jnp.ones(x.shape[0], bool) if present is None else present
+    x, y, present = rows_of(x, y, present)
     logits = (
         scale * jnp.dot(x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32) + bias
     )  # [b, B]

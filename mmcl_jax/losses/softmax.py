@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -12,9 +13,26 @@ from mmcl_jax.types import Array
 _NEVER = -1e30
 
 
-def _zero_absent(x: Array, present: Array | None) -> Array:
-    """Zeros in absent rows, so that not even NaN there can reach a value or a gradient."""
-    return x if present is None else jnp.where(present[:, None], x, 0)
+def rows_of(x: Array, y: Array, present: Array | None) -> tuple[Array, Array, Array]:
+    """The rows of a loss, checked, and zero where they are absent: not even NaN there can reach a value or a gradient.
+
+    Args:
+        x: [b, D].
+        y: [b, D].
+        present: [b] bool, or None for all.
+
+    Returns:
+        x, y and present as an array.
+
+    Raises:
+        AssertionError: if the shapes are others.
+    """
+    chex.assert_rank([x, y], 2)
+    chex.assert_equal_shape([x, y])
+    if present is None:
+        return x, y, jnp.ones(x.shape[0], bool)
+    chex.assert_shape(present, x.shape[:1])
+    return jnp.where(present[:, None], x, 0), jnp.where(present[:, None], y, 0), present
 
 
 def info_nce(
@@ -46,8 +64,7 @@ def info_nce(
         >>> round(float(info_nce(jnp.eye(2), jnp.eye(2), scale=1.0)), 4)
         0.3133
     """
-    x, y = _zero_absent(x, present), _zero_absent(y, present)
-    present = jnp.ones(x.shape[0], bool) if present is None else present
+    x, y, present = rows_of(x, y, present)
     present_all = parallel.gather(present, axis)  # [B]
     logits = scale * jnp.dot(
         x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32
@@ -80,8 +97,7 @@ def in_batch_accuracy(x: Array, y: Array, present: Array | None = None, *, axis:
         >>> float(in_batch_accuracy(jnp.eye(3), jnp.eye(3)[jnp.array([0, 2, 1])]))
         0.3333333432674408
     """
-    x, y = jax.lax.stop_gradient((_zero_absent(x, present), _zero_absent(y, present)))
-    present = jnp.ones(x.shape[0], bool) if present is None else present
+    x, y, present = jax.lax.stop_gradient(rows_of(x, y, present))
     scores = jnp.dot(x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32)  # [b, B]
     own = jnp.arange(scores.shape[1])[None] == parallel.rows(x.shape[0], axis)[:, None]
     positive = jnp.where(own, scores, 0).sum(1)

@@ -37,7 +37,6 @@ def test_files(folder, kind):
 
 def test_hashed_splits_part_the_images(folder):
     config = {"source": "files", "path": str(folder / "pairs.csv")}
-    ids = [{r["id"] for r in map(sources.make(config | {"split": s}).__getitem__, range(0))} for s in ("all",)]
     parts = []
     for split in ("train", "validation", "test"):
         try:
@@ -46,7 +45,7 @@ def test_hashed_splits_part_the_images(folder):
             assert "has no rows of split" in str(e)  # forty images may leave a small split empty
             continue
         parts.append({source[i]["id"] for i in range(len(source))})
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 40 and ids == [set()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40
 
 
 def test_own_splits_columns_and_empty_captions(folder):
@@ -98,7 +97,10 @@ def test_a_table_that_is_none(folder):
 
 def test_synthetic_modalities_tell_the_same_thing():
     source = sources.make({"source": "synthetic", "modalities": ("image", "text", "audio", "video", "tags")})
-    a, b, c = source[3], source[3 + 256 - 256], source[4]
+    again = sources.make(
+        {"source": "synthetic", "modalities": ("image", "text", "audio", "video", "tags"), "size": 500}
+    )
+    a, b, c = source[3], again[3], source[4]
     assert a["video"].shape == (4, 16, 16, 3) and a["audio"].dtype == np.float32 and a["tags"].sum() == 3
     np.testing.assert_array_equal(a["image"], b["image"])
     assert a["text"] != c["text"] and len(a["captions"]) == 2

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from mmcl_jax.evals.embeddings import booleans
-from mmcl_jax.evals.retrieval import ranks, retrieval_metrics, summary
+from mmcl_jax.evals.retrieval import directions, ranks, retrieval_metrics, summary
 from mmcl_jax.evals.zeroshot import classification_metrics
 
 
@@ -50,6 +50,11 @@ def test_chunks_and_absent_partners():
     assert lonely["a2b/R@1"] == summary(ranks(images[:30], texts[:30], own[:30], own[:30]))["R@1"]
     with pytest.raises(ValueError, match="No pair"):
         retrieval_metrics(images, texts, np.arange(40), np.arange(40) + 100)
+
+
+def test_directions_keep_their_names_apart():
+    assert directions("image", "text") == {"a2b": "i2t", "b2a": "t2i"}
+    assert directions("image", "image/v1") == {"a2b": "image2image_v1", "b2a": "image_v12image"}
 
 
 def test_truth_values_of_tables():

@@ -11,6 +11,7 @@ import mmcl_jax
 from mmcl_jax import config as configs
 from mmcl_jax import evals, predict, train
 from mmcl_jax.data import pipeline, sources
+from mmcl_jax.named import ConfigError
 from tests.conftest import make_mesh
 
 DATA = {"source": "synthetic", "size": 53, "split": "test"}
@@ -118,6 +119,26 @@ def test_streams_that_share_their_host_half(run):
     np.testing.assert_allclose(
         two.embed(**{"image/v1": images})["image/v1"], one.embed(image=images)["image"], atol=1e-6
     )
+
+
+def test_token_embeddings_come_with_their_tokenizer(run, tmp_path, repository):
+    """Another data set would train another tokenizer, in which the same number is another token."""
+    other = sources.make({"source": "synthetic", "size": 8, "seed": 5})
+
+    def tokenizer_of(*overrides):
+        config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", overrides)
+        return pipeline.make_tokenizer(config.data, [other], tmp_path, False, predict.inherited_tokenizer(config))
+
+    own = tokenizer_of()
+    own.save(tmp_path / "own.json")
+    theirs = mmcl_jax.load(run, mesh=make_mesh("1")).streams.tokenizer
+    assert own != theirs
+    assert tokenizer_of(f"init_from.run={run}") == theirs
+    assert tokenizer_of(f"init_from.run={run}", "init_from.rules=('text:',)") == own
+    with pytest.raises(ConfigError, match="is not the tokenizer of the token embeddings"):
+        tokenizer_of(f"init_from.run={run}", f"data.tokenizer.path={tmp_path / 'own.json'}")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        tokenizer_of("init_from.run=nowhere")
 
 
 def test_a_run_starts_from_another(run, tmp_path):
