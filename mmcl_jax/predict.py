@@ -305,7 +305,7 @@ def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: 
     """A predictor of the config's method whose params are only shapes; put weights in before use."""
     model = methods.build(config)
     device = device_streams(streams, config.seed)
-    sample = sample_batch(streams, device)
+    sample = named.checked("data.eval_streams", sample_batch, streams, device)
     # Shapes that don't fit each other are found here, in a second, before anything compiles.
     params, extra = named.checked("encoders", jax.eval_shape, lambda: model.init(jax.random.key(0), sample))
     return Predictor(model, params, extra, streams, device, mesh, batch)

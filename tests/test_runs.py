@@ -143,6 +143,13 @@ WRONG = {
     "evaluator's templates": (["--config.evals.zeroshot.templates=('a photo',)"], "has no place for the class"),
     "another source's arguments": (["--config.data.train.source=tfds"], "data.train.name is missing"),
     "width of SigLIP": (["--config", "configs/siglip.py:tiny", "--config.method.embed_dim=48"], "embed_dim=32"),
+    "unknown statistics": (
+        ["--config.data.streams.image=decode|crop(16) || normalize('clipp')"],
+        "data.streams: normalize('clipp'); possible: clip",
+    ),
+    "unknown module": (["--config.data.streams.image=decode|mine.crop(16)"], "There is no op 'mine.crop'"),
+    "no such run": (["--config.init_from.run=nowhere"], "nowhere holds no run"),
+    "not a tokenizer": (["--config.data.tokenizer.path=README.md"], "README.md is not a tokenizer"),
     "bad patch": (["--config.encoders.image.patch=5"], "multiples of patch=5"),
 }
 

@@ -88,6 +88,13 @@ def test_one_image_in_two_splits_is_refused(folder):
 
 
 def test_a_table_that_is_none(folder):
+    (folder / "numbers.jsonl").write_text('{"image": "a.png", "caption": 7}\n')
+    with pytest.raises(ConfigError, match="'caption' holds int64, neither texts nor lists of texts"):
+        sources.make({"source": "files", "path": str(folder / "numbers.jsonl")})
+    embedded = pa.table({"image": [{"bytes": b"png", "path": "a.png"}], "caption": ["a"]})
+    pa.parquet.write_table(embedded, folder / "embedded.parquet")
+    with pytest.raises(ConfigError, match="'image' holds struct.*not paths of images"):
+        sources.make({"source": "files", "path": str(folder / "embedded.parquet")})
     (folder / "bad.parquet").write_bytes(b"hello")
     (folder / "bad.xlsx").write_bytes(b"hello")
     for name, message in (("bad.parquet", "can't be read as parquet"), ("bad.xlsx", "unknown kind of table")):

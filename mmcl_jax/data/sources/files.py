@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -39,54 +40,88 @@ def make(
 
 
 class Files:
-    """See `make`. Records have `image` (a path), `captions` (list of str), `id`, and the table's other columns."""
+    """See `make`. Records have `image` (a path), `captions` (list of str), `id`, and the table's other columns.
+
+    The table stays as Arrow has it, and is read once for all of its splits; a record is made when it is asked for.
+    """
 
     def __init__(self, path: str, split: str, root: str, image: str, caption: str, id: str):
-        table = Path(path).expanduser()
-        self.root = Path(root).expanduser() if root else table.parent
-        rows = _read(table)
-        columns = list(rows[0]) if rows else []
+        file = Path(path).expanduser()
+        self.root = Path(root).expanduser() if root else file.parent
+        self.image, self.caption, self.id = image, caption, id
+        self.table = _open(file)
+        columns = self.table.column_names
         for argument, column in (("image", image), ("caption", caption)) + ((("id", id),) if id else ()):
             if column not in columns:
-                raise ValueError(f"{table} has no column {column!r} ({argument}){did_you_mean(column, columns)}")
-        by_image: dict[str, dict[str, Any]] = {}
-        for n, row in enumerate(rows):
-            value = row[caption]
-            captions = [value] if isinstance(value, str) else list(value or [])
-            # A row without an image is a record of its own, with a caption only; an empty caption is a missing one.
-            record = by_image.setdefault(row[image] or f"row {n}", row | {"captions": []})
-            record["captions"] += [c for c in captions if c]
-            if record.get("split") != row.get("split"):
-                splits = f"{record['split']!r} and {row['split']!r}"
-                raise ValueError(f"{table}: {row[image]!r} is in the splits {splits}; its captions would leak.")
-        wanted = [(key, r) for key, r in by_image.items() if split in ("all", _split_of(r, key))]
-        if not wanted:
-            possible = sorted({_split_of(r, key) for key, r in by_image.items()} | {"all"})
-            raise ValueError(f"{table} has no rows of split {split!r}; it has {', '.join(possible)}.")
-        self.records = [
-            {k: v for k, v in r.items() if k not in (image, caption)}
-            | {"image": r[image], "id": str(r[id] if id else key), "captions": r["captions"] or None}
-            for key, r in wanted
-        ]
+                raise ValueError(f"{file} has no column {column!r} ({argument}){did_you_mean(column, columns)}")
+        _check_texts(file, self.table, image, caption)
+        by_image: dict[str, list[int]] = {}
+        for n, name in enumerate(self.table[image].to_pylist()):
+            # A row without an image is a record of its own, with a caption only.
+            by_image.setdefault(name or f"row {n}", []).append(n)
+        splits = self.table["split"].to_pylist() if "split" in columns else [None] * len(self.table)
+        self.rows: list[list[int]] = []  # of each record
+        found = {"all"}
+        for key, rows in by_image.items():
+            own = splits[rows[0]] or _split_of(key)
+            for n in rows[1:]:
+                if splits[n] != splits[rows[0]]:
+                    both = f"{splits[rows[0]]!r} and {splits[n]!r}"
+                    raise ValueError(f"{file}: {key!r} is in the splits {both}; its captions would leak.")
+            found.add(own)
+            if split in ("all", own):
+                self.rows.append(rows)
+        if not self.rows:
+            raise ValueError(f"{file} has no rows of split {split!r}; it has {', '.join(sorted(found))}.")
         self.root.stat()  # a missing folder is said now, not as a million unreadable images
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.rows)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        record = dict(self.records[i])
-        record["image"] = str(self.root / record["image"]) if record["image"] else None
-        return record
+        rows = [self.table.slice(n, 1).to_pylist()[0] for n in self.rows[i]]
+        record = {k: v for k, v in rows[0].items() if k not in (self.image, self.caption)}
+        captions = [c for row in rows for c in _as_list(row[self.caption]) if c]  # an empty one is a missing one
+        path = rows[0][self.image]
+        name = rows[0][self.id] if self.id else path or f"row {self.rows[i][0]}"
+        image = str(self.root / path) if path else None
+        return record | {"id": str(name), "image": image, "captions": captions or None}
 
 
-def _split_of(record: dict[str, Any], key: str) -> str:
-    if record.get("split"):
-        return record["split"]
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _split_of(key: str) -> str:
     percent = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 100
     return next(name for name, end in SPLITS.items() if percent < end)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _check_texts(file: Path, table: pa.Table, image: str, caption: str) -> None:
+    def is_text(kind):
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+    kinds = {column: table.schema.field(column).type for column in (image, caption)}
+    if not is_text(kinds[image]):
+        raise ValueError(f"{file}: column {image!r} holds {kinds[image]}, not paths of images.")
+    of = kinds[caption]
+    if not is_text(of.value_type if pa.types.is_list(of) or pa.types.is_large_list(of) else of):
+        raise ValueError(f"{file}: column {caption!r} holds {of}, neither texts nor lists of texts.")
+
+
+_tables: weakref.WeakValueDictionary[tuple[str, int], pa.Table] = weakref.WeakValueDictionary()
+
+
+def _open(path: Path) -> pa.Table:
+    """The table, read once as long as any of its splits is open."""
+    key = (str(path.resolve()), path.stat().st_mtime_ns if path.is_file() else 0)
+    table = _tables.get(key)
+    if table is None:
+        _tables[key] = table = _read(path).combine_chunks()  # rows of a table in many chunks are slow to find
+    return table
+
+
+def _read(path: Path) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no table at {path}; set data.train.path to a csv, tsv, jsonl or parquet file."
@@ -98,11 +133,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
             # Every column is text: a caption "7" or a name "007" must not become a number.
             header = pa.csv.open_csv(path, parse_options=parse).schema.names
             convert = pa.csv.ConvertOptions(column_types={name: pa.string() for name in header})
-            return pa.csv.read_csv(path, parse_options=parse, convert_options=convert).to_pylist()
+            return pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
         if suffix in (".jsonl", ".json"):
-            return pa.json.read_json(path).to_pylist()
+            return pa.json.read_json(path)
         if suffix == ".parquet":
-            return pa.parquet.read_table(path).to_pylist()
+            return pa.parquet.read_table(path)
     except pa.ArrowInvalid as e:
         raise ValueError(f"{path} can't be read as {suffix[1:]}: {e}") from e
     raise ValueError(f"{path}: unknown kind of table {suffix!r}; possible: .csv, .tsv, .jsonl, .json, .parquet.")
