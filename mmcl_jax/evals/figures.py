@@ -30,7 +30,7 @@ def curves(metrics: str | Path, out: str | Path) -> None:
     ways: dict[str, list[str]] = {}  # evaluation -> the keys of its two directions
     for key in dict.fromkeys(k for r in rows for k in r if k.endswith("/R@1") and "/no_" not in k):
         ways.setdefault(key.rsplit("/", 2)[0], []).append(key)
-    figure, axes = plt.subplots(1, 2 if ways else 1, figsize=(11 if ways else 5.5, 4), squeeze=False)
+    figure, axes = plt.subplots(1, 2 if ways else 1, figsize=(13 if ways else 5.5, 4), squeeze=False)
     left = axes[0, 0]
     left.plot([r["step"] for r in train], [r["loss"] for r in train], color="#1f5fa8", lw=1.2)
     left.set(xlabel="step", ylabel="loss", title="training loss")
@@ -41,7 +41,7 @@ def curves(metrics: str | Path, out: str | Path) -> None:
             axes[0, 1].plot(*zip(*points, strict=True), style, color=f"C{i}", marker="o", ms=3, lw=1.2, label=label)
     if ways:
         axes[0, 1].set(xlabel="step", ylabel="recall", title="R@1", ylim=(0, None))
-        axes[0, 1].legend(fontsize=7, frameon=False)
+        axes[0, 1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for ax in axes[0]:
         ax.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
