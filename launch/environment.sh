@@ -13,7 +13,11 @@ environment() {
   local root
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   local venv=${MMCL_VENV:-$root/.venv}
-  # An environment without a working pip was left half made.
+  if [ -d "$venv" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
+    die "$venv holds something that is not a virtual environment. Name another folder: MMCL_VENV=... bash $0"
+  fi
+  # Some tools make environments without pip; one that was left half made has none either.
+  "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$venv/bin/python" -m ensurepip > /dev/null 2>&1 || true
   if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
     local candidate python=
     for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do

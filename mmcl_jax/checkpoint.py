@@ -161,8 +161,10 @@ class Checkpoints:
 
     def _readable(self, step: int) -> bool:
         """Whether the state can be read at all, whatever its shape."""
-        try:
-            self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+        options = ocp.CheckpointManagerOptions(read_only=True, step_format_fixed_length=None)
+        try:  # with a manager of its own: one that has read parts of a state reads no whole ones
+            with ocp.CheckpointManager(self.folder, options=options) as manager:
+                manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
         except Exception:  # noqa: BLE001 - as above
             return False
         return True

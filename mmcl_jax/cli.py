@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import re
@@ -119,14 +120,17 @@ def _eval(arguments) -> None:
     if not loaded.evals:
         raise ConfigError("There is no evaluator: the config's evals are empty. Give another one with --config.")
     evals.check(predictor, loaded.evals, loaded.data.train)
+    # What is not the run's own evaluation has a name of its own, so that neither replaces the other.
+    parts = [_default_workdir(arguments.config).name] if arguments.config else []
+    other = re.sub(r"[^\w.=-]+", "_", "_".join(["", *parts, *arguments.overrides]))
+    if len(other) > 100:
+        other = f"{other[:90]}_{hashlib.sha256(other.encode()).hexdigest()[:8]}"
+    out = Path(arguments.out or Path(arguments.run_dir) / f"eval_{predictor.step}{other}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
     results = {}
     for name, part in loaded.evals.items():
         results |= {f"{name}/{k}": v for k, v in evals.run(predictor, name, part, loaded.data.train).items()}
     log.results_table(results)
-    # What is not the run's own evaluation has a name of its own, so that neither replaces the other.
-    parts = [_default_workdir(arguments.config).name] if arguments.config else []
-    other = re.sub(r"[^\w.=-]+", "_", "_".join(["", *parts, *arguments.overrides]))[:100]
-    out = Path(arguments.out or Path(arguments.run_dir) / f"eval_{predictor.step}{other}.json")
     told = {"step": predictor.step, "config": arguments.config, "overrides": arguments.overrides}
     out.write_text(json.dumps(told | results, indent=1) + "\n")
     log.say(f"written to {out}")

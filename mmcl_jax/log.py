@@ -98,11 +98,22 @@ class Logger:
         config: `config.log`.
         start: step that the run goes on from; rows of later steps, written before a crash, are dropped.
         on: whether to write and print at all.
+        began: time.monotonic() when this part of the run began; default: now.
     """
 
-    def __init__(self, workdir: Path, steps: int, batch: int, config: Any, start: int = 0, on: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        steps: int,
+        batch: int,
+        config: Any,
+        start: int = 0,
+        on: bool = True,
+        began: float | None = None,
+    ):
         self.steps, self.batch, self.start, self.on = steps, batch, start, on
-        self.clock = self.began = time.monotonic()
+        self.clock = time.monotonic()
+        self.began = self.clock if began is None else began
         self.last, self.waited = start, 0.0
         self.last_row: dict[str, Any] = {}
         self.writers: list[tuple[Callable[[dict[str, Any]], None], Callable[[], None]]] = []  # each: write, close

@@ -57,6 +57,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
 
 def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
     """`train`, once the workdir is ours."""
+    began = time.monotonic()
     # A workdir without a checkpoint holds nothing to go on from: its files are those of a start that failed.
     begun = any((workdir / "checkpoints").glob("[0-9]*"))
     saved = workdir / "config.json"
@@ -117,27 +118,29 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
     records = pipeline.Mixed(sources, weights, config.seed)
     data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
     batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
-    logger = log.Logger(workdir, config.steps, config.batch, config.log, start, on)
+    logger = log.Logger(workdir, config.steps, config.batch, config.log, start, on, began)
     faults = pipeline.FaultCounter(config.data.fault_budget, logger.before("unreadable"))
     steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
     stop = Stop()
     exit_code = 0
 
-    def evaluate_now(now):
+    def evaluate_now(now, done=()):
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
-        evaluate(predictor, config, logger, now)
+        evaluate(predictor, config, logger, now, done)
 
     def due(now):
         return now == config.steps or (config.eval_every and now % config.eval_every == 0)
 
     def save(now):
-        steps.flush()
+        steps.flush(write=True)  # a run that goes on from here goes on with its clock and counts
         with logger.off_the_clock():
             checkpoints.save(now, state, config.to_dict())
 
     try:
         if start and due(start):
-            evaluate_now(start)  # what is missing, where the run was stopped between a save and its evaluations
+            # What is missing, where the run was stopped between a save and its evaluations, or what is asked anew.
+            anew = [k for k in config.evals if any(c.startswith((f"evals.{k}.", "data.train.")) for c in changed)]
+            evaluate_now(start, [k for k in config.evals if k not in anew and logger.has_evaluation(start, k)])
         for now in range(start + 1, config.steps + 1):
             waiting = time.monotonic()
             batch = next_batch(batches, stop)
@@ -171,9 +174,11 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
             checkpoints.wait()
             log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
     finally:
-        checkpoints.close()
-        logger.close()
-        stop.restore_handlers()
+        try:
+            checkpoints.close()
+        finally:
+            logger.close()
+            stop.restore_handlers()
     if on and not exit_code:
         if start >= config.steps:
             log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
@@ -215,12 +220,12 @@ class StepWatcher:
         if len(self.waiting) > RUN_AHEAD:
             self._look()
 
-    def flush(self) -> None:
-        """Looks at all steps that are under way."""
+    def flush(self, write: bool = False) -> None:
+        """Looks at all steps that are under way; with `write`, the last of them gets a row in any case."""
         while self.waiting:
-            self._look()
+            self._look(write and len(self.waiting) == 1)
 
-    def _look(self) -> None:
+    def _look(self, write: bool = False) -> None:
         now, metrics, faulty = self.waiting.popleft()
         values: dict[str, Any] = {k: v.item() for k, v in jax.device_get(metrics).items()}
         bad = values.pop("bad")
@@ -233,7 +238,7 @@ class StepWatcher:
             )
         counts = {"bad_steps": self.bad} if self.bad else {}
         counts |= {"unreadable": faulty} if faulty else {}
-        if now % self.every == 0 or now == self.first:
+        if now % self.every == 0 or now == self.first or write:
             self.logger.train(now, values | counts)
 
 
@@ -246,8 +251,9 @@ def write_whole(path: Path, text: str) -> None:
 
 def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer | None, params: PyTree) -> None:
     """Refuses a tokenizer with more tokens than a tower has embeddings: they would silently share the last one."""
+    tables = dict(zip(jax.tree.leaves(optim.paths(params)), jax.tree.leaves(params), strict=True))
     for modality in {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}:
-        table = params.get(modality, {}).get("tokens", {}).get("embedding")
+        table = tables.get(f"{modality}/tokens/embedding")
         if table is not None and len(tokenizer) > table.shape[0]:
             raise named.ConfigError(
                 f"The tokenizer has {len(tokenizer)} tokens, encoders.{modality}.vocab={table.shape[0]}. Set "
@@ -255,11 +261,13 @@ def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer | None,
             )
 
 
-def evaluate(predictor: predict.Predictor, config: ConfigDict, logger: log.Logger, now: int) -> None:
-    """Runs the evaluators of the config that have not run at this step yet."""
+def evaluate(
+    predictor: predict.Predictor, config: ConfigDict, logger: log.Logger, now: int, done: Sequence[str] = ()
+) -> None:
+    """Runs the evaluators of the config but those that are done."""
     predictor.step = now
     for name, part in config.evals.items():
-        if logger.has_evaluation(now, name):
+        if name in done:
             continue
         try:
             metrics = evals.run(predictor, name, part, config.data.train)
@@ -319,7 +327,8 @@ def finish(
                "platform": jax.default_backend()}  # fmt: skip
     path = workdir / "summary.json"
     if start >= config.steps and path.exists():  # nothing was trained: what the summary says of it stays
-        summary = json.loads(path.read_text())
+        told = json.loads(path.read_text())
+        summary = told if told["steps"] == config.steps else summary  # an older one is that of a shorter run
     write_whole(path, json.dumps(summary | {"evals": final}, indent=1) + "\n")
     log.results_table(final)
     figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")

@@ -98,14 +98,18 @@ def _split_of(key: str) -> str:
 
 
 def _check_texts(file: Path, table: pa.Table, image: str, caption: str) -> None:
+    t = pa.types
+
     def is_text(kind):
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        kind = kind.value_type if t.is_dictionary(kind) else kind
+        return t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind) or t.is_null(kind)
 
     kinds = {column: table.schema.field(column).type for column in (image, caption)}
     if not is_text(kinds[image]):
         raise ValueError(f"{file}: column {image!r} holds {kinds[image]}, not paths of images.")
     of = kinds[caption]
-    if not is_text(of.value_type if pa.types.is_list(of) or pa.types.is_large_list(of) else of):
+    lists = (t.is_list, t.is_large_list, t.is_fixed_size_list, t.is_list_view, t.is_large_list_view)
+    if not is_text(of.value_type if any(is_a(of) for is_a in lists) else of):
         raise ValueError(f"{file}: column {caption!r} holds {of}, neither texts nor lists of texts.")
 
 
