@@ -23,9 +23,8 @@ from mmcl_jax import config as configs
 from mmcl_jax import evals, log, named, optim, parallel, predict, step
 from mmcl_jax.checkpoint import Checkpoints, Stop, lock
 from mmcl_jax.data import pipeline, tokenizers
+from mmcl_jax.step import StepWatcher
 from mmcl_jax.types import PyTree
-
-RUN_AHEAD = 2  # steps that may be under way on the devices before the loop waits for one
 
 
 def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> int:
@@ -196,50 +195,6 @@ def next_batch(batches: Iterator[Any], stop: Stop) -> Any:
         if stop.signal is None:
             raise
         return None
-
-
-class StepWatcher:
-    """Keeps the loop a few steps ahead of the devices, logs, and stops a run that has gone wrong.
-
-    Args:
-        logger: where training rows go.
-        every: steps between rows.
-        max_bad: non-finite steps in a row that are too many.
-        start: steps already taken.
-    """
-
-    def __init__(self, logger: log.Logger, every: int, max_bad: int, start: int):
-        self.logger, self.every, self.max_bad = logger, every, max_bad
-        self.waiting: collections.deque[tuple[int, PyTree, int]] = collections.deque()
-        self.bad, self.bad_in_row = logger.before("bad_steps"), 0
-        self.first = start + 1
-
-    def add(self, now: int, metrics: PyTree, faulty: int) -> None:
-        """Takes a step's metrics, still being computed, and looks at those of the step RUN_AHEAD before."""
-        self.waiting.append((now, metrics, faulty))
-        if len(self.waiting) > RUN_AHEAD:
-            self._look()
-
-    def flush(self, write: bool = False) -> None:
-        """Looks at all steps that are under way; with `write`, the last of them gets a row in any case."""
-        while self.waiting:
-            self._look(write and len(self.waiting) == 1)
-
-    def _look(self, write: bool = False) -> None:
-        now, metrics, faulty = self.waiting.popleft()
-        values: dict[str, Any] = {k: v.item() for k, v in jax.device_get(metrics).items()}
-        bad = values.pop("bad")
-        self.bad += bad
-        self.bad_in_row = self.bad_in_row + 1 if bad else 0
-        if self.bad_in_row >= self.max_bad:
-            raise named.RunError(
-                f"{self.bad_in_row} steps in a row were not finite, up to step {now}; the weights are those before "
-                "them. Try a lower optim.lr, a longer optim.warmup, optim.clip=1.0 or dtype=float32."
-            )
-        counts = {"bad_steps": self.bad} if self.bad else {}
-        counts |= {"unreadable": faulty} if faulty else {}
-        if now % self.every == 0 or now == self.first or write:
-            self.logger.train(now, values | counts)
 
 
 def write_whole(path: Path, text: str) -> None:
