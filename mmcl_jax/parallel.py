@@ -6,7 +6,9 @@ on one device, where each of them is the obvious thing to do with the whole batc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +104,105 @@ def maximum(x: Array, axis: Axis) -> Array:
     """Largest of the devices' values; carries no gradient."""
     x = lax.stop_gradient(x)
     return x if axis is None else lax.pmax(x, axis)
+
+
+def size(axis: Axis) -> int:
+    """Number of devices over which rows are spread."""
+    return 1 if axis is None else lax.axis_size(axis)
+
+
+def varying(x: PyTree, axis: Axis) -> PyTree:
+    """Marks values that are the same on all devices as each device's own: their gradients are then summed once, here.
+
+    Loops and custom gradients inside `over_batch` want it; without it a loop sums over the devices in every turn.
+    """
+
+    return x if axis is None else jax.tree.map(lambda x: lax.pcast(jnp.asarray(x), axis, to="varying"), x)
+
+
+class Merge(NamedTuple):
+    """How what several devices, or several visits, find out about a column becomes one: see `over_columns`.
+
+    Attributes:
+        start: what is known before the first visit.
+        pair: (old, new) -> both.
+        across: (found [B, ...] by each device, axis) -> [b, ...], this device's columns as all have found them.
+    """
+
+    start: float
+    pair: Callable[[Array, Array], Array]
+    across: Callable[[Array, tuple[str, ...]], Array]
+
+
+def _lse_across(x: Array, axis: tuple[str, ...]) -> Array:
+    peak = lax.pmax(x, axis)  # [B]; a fixed shift would underflow at scale 100
+    summed = lax.psum_scatter(jnp.exp(x - peak), axis, tiled=True)  # [b]
+    return jnp.log(summed) + peak[rows(len(summed), axis)]
+
+
+SUM = Merge(0.0, jnp.add, lambda x, axis: lax.psum_scatter(x, axis, tiled=True))
+LOGSUMEXP = Merge(-1e30, jnp.logaddexp, _lse_across)
+
+
+def over_columns(
+    visit: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    columns: PyTree,
+    merge: Merge,
+    *,
+    axis: Axis,
+    ring: bool,
+    chunk: int,
+) -> tuple[PyTree, PyTree]:
+    """Visits the columns of all devices, a chunk at a time, so that no tile is larger than rows x chunk.
+
+    Args:
+        visit: (carry, chunk of columns [c, ...]) -> (carry, what was found for each of them [c, ...]).
+        carry: what is found for this device's rows, before the first visit.
+        columns: [b, ...] arrays, this device's. Filled up with zeros where chunks don't divide: one of them must be a
+            mask that is False there.
+        merge: how what is found for a column by several devices becomes one.
+        axis: mesh axes of the rows.
+        ring: pass the columns from device to device, instead of gathering them all on each: less memory, more hops.
+        chunk: columns at a time, at most.
+
+    Returns:
+        The carry, and what was found for this device's columns by all devices, [b, ...].
+    """
+    devices, b = size(axis), jax.tree.leaves(columns)[0].shape[0]
+    pieces = -(-b // chunk)  # of one device's columns
+    c = -(-b // pieces)
+    columns = jax.tree.map(lambda x: jnp.pad(x, [(0, pieces * c - b)] + [(0, 0)] * (x.ndim - 1)), columns)
+    carry = varying(carry, axis)
+
+    def sweep(carry, columns, c):
+        parts = jax.tree.map(lambda x: x.reshape(-1, c, *x.shape[1:]), columns)
+        carry, found = lax.scan(visit, carry, parts)
+        return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+    if axis is None or not ring:
+        if pieces == 1:  # few columns a device: several devices' make a chunk
+            c *= max(g for g in range(1, devices + 1) if devices % g == 0 and (g == 1 or g * c <= chunk))
+        carry, found = sweep(carry, jax.tree.map(lambda x: gather(x, axis), columns), c)
+        if axis is not None:
+            found = jax.tree.map(lambda x: merge.across(x, axis), found)
+        return carry, jax.tree.map(lambda x: x[:b], found)
+
+    def pass_on(x):
+        return jax.tree.map(lambda x: lax.ppermute(x, axis, [(i, (i + 1) % devices) for i in range(devices)]), x)
+
+    def hop(state, _):
+        carry, columns, found = state
+        following = pass_on(columns)  # on its way while these are visited
+        carry, new = sweep(carry, columns, c)
+        return (carry, following, pass_on(jax.tree.map(merge.pair, found, new))), None
+
+    shapes = jax.eval_shape(lambda *a: sweep(*a, c)[1], carry, columns)
+    found = varying(jax.tree.map(lambda s: jnp.full(s.shape, merge.start, s.dtype), shapes), axis)
+    (carry, columns, found), _ = lax.scan(hop, (carry, columns, found), length=devices - 1)
+    carry, new = sweep(carry, columns, c)
+    found = pass_on(jax.tree.map(merge.pair, found, new))  # home
+    return carry, jax.tree.map(lambda x: x[:b], found)
 
 
 def mean(x: Array, present: Array | None, axis: Axis) -> Array:

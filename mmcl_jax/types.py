@@ -109,6 +109,7 @@ class Ctx:
         train: whether dropout and batch statistics are those of training.
         step: [] int32, for schedules inside a method.
         rng: key of this step; take randomness from `key(name)`.
+        loss: `config.loss`, passed to every loss that has arguments of these names: the form it takes.
     """
 
     mesh: Mesh | None = None
@@ -116,6 +117,7 @@ class Ctx:
     train: bool = False
     step: Array | int = 0
     rng: Array | None = None
+    loss: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def key(self, name: str) -> Array:
         """A key of this step for the purpose `name`; the same on every device."""
@@ -133,12 +135,16 @@ class Ctx:
         `loss_fn` to have a `present` argument.
         """
 
+        # A wrapper's signature may be (*rows, **shared): then nothing of the config is for it.
+        known = {k: v for k, v in self.loss.items() if k in inspect.signature(loss_fn).parameters}
+
         def loss(*rows, **shared):
+            shared = known | shared
             if self.mesh is None or not self.batch_axes:
                 return loss_fn(*rows, **shared)
             rows = _pad_rows(loss_fn, rows, math.prod(self.mesh.shape[a] for a in self.batch_axes))
-            # Strings and the like choose code, arrays are data; only data goes through shard_map.
-            static = {k: v for k, v in shared.items() if isinstance(v, str | bool | None)}
+            # Strings and Python numbers choose code, arrays are data; only data goes through shard_map.
+            static = {k: v for k, v in shared.items() if isinstance(v, str | bool | int | float | None)}
             arrays = {k: v for k, v in shared.items() if k not in static}
 
             def per_device(rows, arrays):

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from mmcl_jax import parallel
+from mmcl_jax.losses import plan
 from mmcl_jax.types import Array
 
 # Stands for minus infinity in logits: exp gives 0, and inf - inf cannot make NaN where a whole row is absent.
-_NEVER = -1e30
+_NEVER = parallel.LOGSUMEXP.start
 
 
-def rows_of(x: Array, y: Array, present: Array | None) -> tuple[Array, Array, Array]:
+def rows_of(x: Array, y: Array, present: Array | None, axis: parallel.Axis) -> tuple[Array, Array, Array]:
     """The rows of a loss, checked, and zero where they are absent: not even NaN there can reach a value or a gradient.
 
     Args:
         x: [b, D].
         y: [b, D].
         present: [b] bool, or None for all.
+        axis: mesh axes of the rows.
 
     Returns:
         x, y and present as an array.
@@ -29,14 +33,35 @@ def rows_of(x: Array, y: Array, present: Array | None) -> tuple[Array, Array, Ar
     """
     chex.assert_rank([x, y], 2)
     chex.assert_equal_shape([x, y])
+    x, y = jnp.asarray(x), jnp.asarray(y)
     if present is None:
-        return x, y, jnp.ones(x.shape[0], bool)
+        return x, y, parallel.varying(jnp.ones(x.shape[0], bool), axis)
     chex.assert_shape(present, x.shape[:1])
-    return jnp.where(present[:, None], x, 0), jnp.where(present[:, None], y, 0), present
+    return jnp.where(present[:, None], x, 0), jnp.where(present[:, None], y, 0), jnp.asarray(present)
+
+
+def wide(*arrays: Array) -> jnp.dtype:
+    """The dtype of logits and losses: float32, or float64 if the vectors are."""
+    return jnp.result_type(*arrays, jnp.float32)
+
+
+def product(a: Array, b: Array) -> Array:
+    """[n, k] @ [k, m], as `wide` says also on accelerators whose matrix products are coarser unless asked."""
+    if a.dtype != b.dtype:
+        a, b = a.astype(wide(a, b)), b.astype(wide(a, b))
+    return jnp.dot(a, b, precision="highest", preferred_element_type=wide(a, b))
 
 
 def info_nce(
-    x: Array, y: Array, present: Array | None = None, *, scale: Array | float, axis: parallel.Axis = None
+    x: Array,
+    y: Array,
+    present: Array | None = None,
+    *,
+    scale: Array | float,
+    axis: parallel.Axis = None,
+    impl: str = "auto",
+    budget_mib: float = plan.BUDGET_MIB,
+    chunk: int = plan.CHUNK,
 ) -> Array:
     """Symmetric InfoNCE: each x should find its own y among all of the batch, and each y its own x.
 
@@ -46,41 +71,103 @@ def info_nce(
 
     Radford et al., Learning Transferable Visual Models From Natural Language Supervision, arXiv 2103.00020.
     Both directions share one tile of logits: only y is gathered, and the log-sum-exp over columns is combined
-    across devices. Logits and losses are float32 whatever the inputs are,
-    also on accelerators whose matrix products are coarser unless asked.
+    across devices. Logits and losses are float32 (float64 for float64 inputs) whatever the inputs are.
 
     Args:
-        x: [b, D] unit vectors, this device's rows.
+        x: [b, D] unit vectors, this device's rows. A scale of each example's own: multiply x by it.
         y: [b, D] unit vectors.
         present: [b] bool; rows that are False count neither as queries nor as negatives. None = all count.
-        scale: [] multiplier of the cosine, 1 / temperature.
+        scale: [] multiplier of the cosine, 1 / temperature; each pair of modalities may have its own.
         axis: mesh axes of the rows, as `Ctx.over_batch` passes it; None on one device.
+        impl: "auto", or a form of `losses.plan`; value and gradients are the same up to rounding.
+        budget_mib: of temporary memory a device, for "auto".
+        chunk: columns of a tile at most, for "chunked" and "ring".
 
     Returns:
         [] float32, the same on all devices; 0 if nothing is present.
+
+    Raises:
+        ValueError: for an unknown impl.
 
     Example:
         >>> import jax.numpy as jnp
         >>> round(float(info_nce(jnp.eye(2), jnp.eye(2), scale=1.0)), 4)
         0.3133
     """
-    x, y, present = rows_of(x, y, present)
-    present_all = parallel.gather(present, axis)  # [B]
-    logits = scale * jnp.dot(
-        x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32
-    )  # [b, B]
-    positive = scale * jnp.einsum("bd,bd->b", x, y, precision="highest", preferred_element_type=jnp.float32)  # [b]
-
-    row_lse = jax.nn.logsumexp(jnp.where(present_all[None], logits, _NEVER), axis=1)  # [b]
-    columns = jnp.where(present[:, None], logits, _NEVER)
-    peak = parallel.maximum(columns.max(0), axis)  # [B]; a fixed shift would underflow at scale 100
-    column_lse = jnp.log(parallel.total(jnp.exp(columns - peak).sum(0), axis)) + peak  # [B]
-    column_lse = column_lse[parallel.rows(x.shape[0], axis)]  # [b], this device's columns
-
+    x, y, present = rows_of(x, y, present, axis)
+    form = plan.choose("info_nce", x, axis, impl, budget_mib, chunk)
+    if form.impl == "shared_tile":
+        row_lse, column_lse = _lse_of_one_tile(x, y, present, scale, axis)
+    else:
+        # As each device's own: the custom gradient returns each device's part of the scale's, they are summed here.
+        scale = parallel.varying(jnp.asarray(scale), axis)
+        row_lse, column_lse = _lse_of_chunks(x, y, present, scale, axis, form.impl == "ring", chunk)
+    positive = scale * jnp.einsum("bd,bd->b", x, y, precision="highest", preferred_element_type=wide(x))  # [b]
     return 0.5 * parallel.mean(row_lse + column_lse - 2 * positive, present, axis)
 
 
-def in_batch_accuracy(x: Array, y: Array, present: Array | None = None, *, axis: parallel.Axis = None) -> Array:
+def _lse_of_one_tile(x, y, present, scale, axis) -> tuple[Array, Array]:
+    """Log-sum-exp of the logits over all columns [b], and over all rows, of this device's columns [b]."""
+    logits = scale * product(x, parallel.gather(y, axis).T)  # [b, B]
+    row_lse = jax.nn.logsumexp(jnp.where(parallel.gather(present, axis)[None], logits, _NEVER), axis=1)  # [b]
+    columns = jnp.where(present[:, None], logits, _NEVER)
+    peak = parallel.maximum(columns.max(0), axis)  # [B]; a fixed shift would underflow at scale 100
+    column_lse = jnp.log(parallel.total(jnp.exp(columns - peak).sum(0), axis)) + peak  # [B]
+    return row_lse, column_lse[parallel.rows(x.shape[0], axis)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _lse_of_chunks(x, y, present, scale, axis, ring, chunk) -> tuple[Array, Array]:
+    """The same, a chunk of columns at a time; the gradient computes the logits anew instead of keeping them."""
+    return _lse_forward(x, y, present, scale, axis, ring, chunk)[0]
+
+
+def _lse_forward(x, y, present, scale, axis, ring, chunk):
+    def visit(row_lse, part):
+        y, there = part
+        logits = scale * product(x, y.T)  # [b, c]
+        row = jax.nn.logsumexp(jnp.where(there[None], logits, _NEVER), axis=1)
+        column = jax.nn.logsumexp(jnp.where(present[:, None], logits, _NEVER), axis=0)
+        return jnp.logaddexp(row_lse, row), column
+
+    start = jnp.full(x.shape[0], _NEVER, wide(x))
+    lse = parallel.over_columns(visit, start, (y, present), parallel.LOGSUMEXP, axis=axis, ring=ring, chunk=chunk)
+    return lse, (x, y, present, scale, *lse)
+
+
+def _lse_backward(axis, ring, chunk, saved, cotangents):
+    x, y, present, scale, row_lse, column_lse = saved
+    g_row, g_column = cotangents  # [b] each
+
+    def visit(carry, part):
+        dx, d_scale = carry
+        y, there, column_lse, g_column = part
+        cosine = product(x, y.T)  # [b, c]
+        logits = scale * cosine
+        by_row = g_row[:, None] * jnp.exp(logits - row_lse[:, None])
+        by_column = g_column[None] * jnp.exp(logits - column_lse[None])
+        g = jnp.where(present[:, None] & there[None], by_row + by_column, 0)  # dL / dlogits
+        return (dx + product(g, y), d_scale + (g * cosine).sum()), product(g.T, x)
+
+    start = (jnp.zeros(x.shape, wide(x)), jnp.zeros((), wide(x)))
+    columns = (y, present, column_lse, g_column)
+    (dx, d_scale), dy = parallel.over_columns(visit, start, columns, parallel.SUM, axis=axis, ring=ring, chunk=chunk)
+    return (scale * dx).astype(x.dtype), (scale * dy).astype(y.dtype), None, d_scale.astype(scale.dtype)
+
+
+_lse_of_chunks.defvjp(_lse_forward, _lse_backward)
+
+
+def in_batch_accuracy(
+    x: Array,
+    y: Array,
+    present: Array | None = None,
+    *,
+    axis: parallel.Axis = None,
+    impl: str = "auto",
+    budget_mib: float = plan.BUDGET_MIB,
+    chunk: int = plan.CHUNK,
+) -> Array:
     """Share of the present rows whose own y is the most similar of the global batch; ties count as misses.
 
     Args:
@@ -88,6 +175,9 @@ def in_batch_accuracy(x: Array, y: Array, present: Array | None = None, *, axis:
         y: [b, D] unit vectors.
         present: [b] bool or None.
         axis: mesh axes of the rows.
+        impl: as for `info_nce`; "shared_tile" shares the loss's tile.
+        budget_mib: as for `info_nce`.
+        chunk: as for `info_nce`.
 
     Returns:
         [] float32, without gradient; 0 if nothing is present.
@@ -97,9 +187,25 @@ def in_batch_accuracy(x: Array, y: Array, present: Array | None = None, *, axis:
         >>> float(in_batch_accuracy(jnp.eye(3), jnp.eye(3)[jnp.array([0, 2, 1])]))
         0.3333333432674408
     """
-    x, y, present = jax.lax.stop_gradient(rows_of(x, y, present))
-    scores = jnp.dot(x, parallel.gather(y, axis).T, precision="highest", preferred_element_type=jnp.float32)  # [b, B]
-    own = jnp.arange(scores.shape[1])[None] == parallel.rows(x.shape[0], axis)[:, None]
-    positive = jnp.where(own, scores, 0).sum(1)
-    others = jnp.where(parallel.gather(present, axis)[None] & ~own, scores, _NEVER)
-    return parallel.mean((positive > others.max(1)).astype(jnp.float32), present, axis)
+    x, y, present = jax.lax.stop_gradient(rows_of(x, y, present, axis))
+    form = plan.choose("in_batch_accuracy", x, axis, impl, budget_mib, chunk)
+    own = parallel.rows(x.shape[0], axis)
+
+    def visit(found, part):
+        positive, best = found
+        y, there, number = part
+        scores = product(x, y.T)  # [b, c]
+        mine = number[None] == own[:, None]
+        # From the same product as the others, so that equal vectors tie exactly.
+        positive = positive + jnp.where(mine & there[None], scores, 0).sum(1)
+        return (positive, jnp.maximum(best, jnp.where(there[None] & ~mine, scores, _NEVER).max(1))), ()
+
+    columns = (y, present, own)
+    start = (jnp.zeros(x.shape[0], wide(x)), jnp.full(x.shape[0], _NEVER, wide(x)))
+    if form.impl == "shared_tile":
+        (positive, best), _ = visit(start, jax.tree.map(lambda c: parallel.gather(c, axis), columns))
+    else:
+        ring = form.impl == "ring"
+        found = parallel.over_columns(visit, start, columns, parallel.SUM, axis=axis, ring=ring, chunk=chunk)
+        positive, best = found[0]
+    return parallel.mean((positive > best).astype(jnp.float32), present, axis)
