@@ -14,6 +14,7 @@ def base() -> ConfigDict:
             seed=0,  # of initial weights, data order and augmentations
             steps=1000,
             batch=256,  # global, over all devices and processes
+            chunks=1,  # parts in which each device encodes its rows, one after another: less memory, a third more work
             dtype="float32",  # of the encoders' computation: float32 or bfloat16; parameters and losses are float32
             method=dict(name=""),  # and the arguments of its make()
             encoders=dict(),  # modality -> name of a file in mmcl_jax/encoders, and the arguments of its make()
@@ -42,7 +43,11 @@ def base() -> ConfigDict:
                 clip=1.0,  # of the gradient's global norm; 0 = off
                 average=0.0,  # decay of the average of weights that is evaluated; 0 = off
             ),
-            mesh=dict(data=-1, fsdp=1),  # devices that hold copies of the weights x devices that share one
+            # Devices that hold copies of the weights x devices that share one. Shared is each weight's largest
+            # dimension that divides, unless a rule says otherwise: "path regex: 0" (a dimension) or "path regex: none".
+            mesh=dict(data=-1, fsdp=1, rules=()),
+            # Form of the contrastive losses: shared_tile, chunked, ring; auto = the fastest that fits into the budget.
+            loss=dict(impl="auto", budget_mib=512, chunk=1024),  # MiB a device; columns of a chunk
             init_from=dict(run="", rules=()),  # weights of another run; "path regex: new path" renames, "" drops
             max_bad_steps=10,  # stop after so many non-finite steps in a row
             log=dict(every=20, tensorboard=False, wandb=""),  # wandb: name of the project

@@ -9,6 +9,7 @@ A flipped bit in a large array goes unnoticed by Orbax; the manifest notices it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -18,13 +19,14 @@ import shutil
 import signal
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from mmcl_jax import processes
 from mmcl_jax.named import ConfigError, RunError
 from mmcl_jax.types import PyTree
 
@@ -69,20 +71,25 @@ class Checkpoints:
             RunError: if the disk has no room for it, before anything is written.
         """
         self.wait()
-        if step in self.steps():
-            return
         need = sum(x.nbytes for x in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
-        if free < 1.1 * need:
-            raise RunError(
-                f"No room for a checkpoint in {self.folder}: it takes {need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB "
-                "are free. Earlier checkpoints are intact; make room and start again."
-            )
+
+        def is_there() -> bool:
+            free = shutil.disk_usage(self.folder).free
+            if free < 1.1 * need:
+                raise RunError(
+                    f"No room for a checkpoint in {self.folder}: it takes {need / 2**20:.0f} MiB, {free / 2**20:.0f} "
+                    "MiB are free. Earlier checkpoints are intact; make room and start again."
+                )
+            return step in self.steps()
+
+        if processes.from_first(is_there):
+            return
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config))
         if not self.manager.save(step, args=args, force=True):
             raise RuntimeError(f"Orbax did not save step {step} in {self.folder}.")
-        self.sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
-        self.sealing.start()
+        if processes.is_first():
+            self.sealing = threading.Thread(target=self._seal, args=(step,), daemon=True)
+            self.sealing.start()
 
     def _seal(self, step: int) -> None:
         """Writes the manifest as soon as Orbax is done, beside the training; drops those of deleted checkpoints.
@@ -131,17 +138,19 @@ class Checkpoints:
             FileNotFoundError: if there is none of `step`.
             ConfigError: if a whole checkpoint is of another model than `abstract_state`.
         """
-        steps = self.steps() if step is None else [step]
-        if step is not None and step not in self.steps():
-            raise FileNotFoundError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps()}.")
+        steps = processes.from_first(self.steps)
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"{self.folder} has no checkpoint of step {step}; it has {steps}.")
         damaged = []
-        for candidate in reversed(steps):
-            problem = self.verify(candidate)
+        for candidate in reversed(steps if step is None else [step]):
+            problem = processes.from_first(lambda c=candidate: self.verify(c))
             if problem in (None, "unverified"):
                 try:
                     args = ocp.args.Composite(state=_how_to_restore(abstract_state))
                     return candidate, self.manager.restore(candidate, args=args).state
                 except Exception as e:  # noqa: BLE001 - whatever a damaged file makes a reader raise
+                    if jax.process_count() > 1:
+                        raise  # another process may have read it
                     if problem is None or self._readable(candidate):
                         raise ConfigError(
                             f"The checkpoint {self.folder / str(candidate)} is whole, but does not fit this config's "
@@ -186,12 +195,16 @@ class Checkpoints:
         if self.read_only:
             log.warning("Checkpoint of step %d can't be used (%s); trying the one before.", step, problem)
             return
-        target = self.folder / f"{step}.damaged"
-        while target.exists():
-            target = target.with_name(target.name + "_")
-        log.warning("Checkpoint of step %d can't be used (%s); set aside as %s.", step, problem, target)
-        (self.folder / str(step)).rename(target)
-        self._manifest(step).unlink(missing_ok=True)
+
+        def rename() -> None:
+            target = self.folder / f"{step}.damaged"
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            log.warning("Checkpoint of step %d can't be used (%s); set aside as %s.", step, problem, target)
+            (self.folder / str(step)).rename(target)
+            self._manifest(step).unlink(missing_ok=True)
+
+        processes.from_first(rename)
         self.manager.reload()
 
     def _manifest(self, step: int) -> Path:
@@ -262,22 +275,28 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def lock(workdir: Path) -> Any:
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
     """Makes sure that no second run writes to the workdir; the lock goes with the process, however that ends.
 
-    Returns:
-        The open file that is the lock; keep it.
+    Of several processes the first one holds it for all.
 
     Raises:
         ConfigError: if another process has it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    file = (workdir / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"Another run is writing to {workdir}; choose another --workdir or wait for it.") from None
-    return file
+    with (workdir / ".lock").open("w") as file:
+
+        def take() -> None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"Another run is writing to {workdir}; choose another --workdir or wait for it."
+                ) from None
+
+        processes.from_first(take)
+        yield
 
 
 def rename(path: str, rules: Sequence[str]) -> str:

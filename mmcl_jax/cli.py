@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train, evaluate and save; goes on where the workdir stopped")
     train.add_argument("--config", required=True, help=CONFIG_HELP)
     train.add_argument("--workdir", default="", help="default: runs/<config>")
+    several = train.add_argument_group("several processes", "found by themselves under SLURM and on Cloud TPU")
+    several.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of the first process")
+    several.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, default=-1, metavar="I", help="which of them this is, from 0")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("eval", help="run a run's evaluators, or one given here")
@@ -90,8 +94,10 @@ def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str
 
 
 def _train(arguments) -> int:
-    from mmcl_jax import config, log, train
+    from mmcl_jax import config, log, processes, train
 
+    processes.join(arguments.coordinator, arguments.processes, arguments.process)
+    log.console.quiet = not processes.is_first()
     loaded = config.load(arguments.config, arguments.overrides)
     workdir = arguments.workdir or _default_workdir(arguments.config)
     changed = config.diff(config.load(arguments.config).to_dict(), loaded.to_dict())

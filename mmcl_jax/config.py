@@ -23,7 +23,8 @@ from mmcl_jax.named import ConfigError, checked, did_you_mean
 OPEN = ("method", "encoders", "data.train", "data.streams", "data.eval_streams", "evals")
 # What may differ between a run and its continuation; the rest would make it another experiment.
 SOFT = ("steps", "log", "evals", "eval_every", "checkpoint", "data.threads", "data.workers", "data.prefetch",
-        "data.fault_budget", "mesh", "max_bad_steps")  # fmt: skip
+        "data.fault_budget", "mesh", "loss", "chunks", "max_bad_steps")  # fmt: skip
+IMPLS = ("auto", "shared_tile", "chunked", "ring")  # of losses: see losses/plan.py
 # Where the training data lies; the same data may lie elsewhere on the machine that goes on.
 PLACES = ("path", "root", "data_dir")
 
@@ -209,6 +210,10 @@ def validate(config: ConfigDict, devices: int) -> None:
         ("data.prefetch", config.data.prefetch > 0, "must be positive"),
         ("data.fault_budget", 0 <= config.data.fault_budget <= 1, "is a share, between 0 and 1"),
         ("data.workers", config.data.workers >= 0, "must not be negative"),
+        ("chunks", config.chunks > 0, "must be positive; 1 = all rows at once"),
+        ("loss.impl", config.loss.impl in IMPLS, f"possible: {', '.join(IMPLS)}"),
+        ("loss.budget_mib", config.loss.budget_mib > 0, "must be positive"),
+        ("loss.chunk", config.loss.chunk > 0, "must be positive"),
         ("dtype", config.dtype in ("float32", "bfloat16"), "possible: float32, bfloat16"),
     )
     for key, fine, problem in rules:
@@ -219,3 +224,9 @@ def validate(config: ConfigDict, devices: int) -> None:
         below, above = config.batch // devices * devices, -(-config.batch // devices) * devices
         near = " or ".join(str(b) for b in (below, above) if b)
         raise ConfigError(f"batch={config.batch} does not divide among {devices} devices. Set --config.batch={near}.")
+    if config.batch // devices % config.chunks:
+        fitting = [n for n in range(1, config.batch // devices + 1) if config.batch // devices % n == 0]
+        raise ConfigError(
+            f"chunks={config.chunks} does not divide the {config.batch // devices} rows of each device. Set "
+            f"--config.chunks={max(n for n in fitting if n < config.chunks)}."
+        )

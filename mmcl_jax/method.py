@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
-from mmcl_jax import named
+from mmcl_jax import named, parallel
 from mmcl_jax.losses import unit
 from mmcl_jax.types import Array, Batch, Ctx, Encoded, PyTree
 
@@ -46,25 +46,31 @@ class Method:
         return params, {}
 
     def encode(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Encoded], PyTree]:
-        """Encodes every stream of the batch that has an encoder; side data is left out."""
-        encoded = {}
-        for name, stream in batch.items():
-            modality = name.split("/")[0]
-            if modality in self.encoders:
-                variables = {"params": params[modality]}
-                encoded[name] = self.encoders[modality].apply(variables, stream, train=ctx.train)
-        return encoded, extra
+        """Encodes every stream of the batch that has an encoder; side data is left out. In chunks, if ctx says so."""
+        streams = {name: s for name, s in batch.items() if name.split("/")[0] in self.encoders}
+        return _in_chunks(self._encode, params, streams, ctx), extra
 
     def project(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Array], PyTree]:
-        """Unit vectors [B, D] of every stream of the batch that has an encoder and a readout."""
-        encoded, extra = self.encode(params, extra, batch, ctx)
-        vectors = {}
-        for name, e in encoded.items():
+        """Unit vectors [B, D] of every stream of the batch that has an encoder and a readout; in chunks likewise."""
+
+        def project(params, streams, ctx):
+            vectors = {}
+            for name, e in self._encode(params, streams, ctx).items():
+                variables = {"params": params[f"{name.split('/')[0]}_readout"]}
+                vectors[name] = unit(self.readouts[name.split("/")[0]].apply(variables, e))
+            return vectors
+
+        streams = {name: s for name, s in batch.items() if name.split("/")[0] in self.readouts}
+        return _in_chunks(project, params, streams, ctx), extra
+
+    def _encode(self, params: PyTree, streams: Batch, ctx: Ctx) -> dict[str, Encoded]:
+        encoded = {}
+        for name, stream in streams.items():
             modality = name.split("/")[0]
-            if modality in self.readouts:
-                variables = {"params": params[f"{modality}_readout"]}
-                vectors[name] = unit(self.readouts[modality].apply(variables, e))
-        return vectors, extra
+            rngs = {"dropout": ctx.key(f"dropout {name}")} if ctx.train and ctx.rng is not None else {}
+            variables = {"params": params[modality]}
+            encoded[name] = self.encoders[modality].apply(variables, stream, train=ctx.train, rngs=rngs)
+        return encoded
 
     def loss(
         self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx
@@ -100,6 +106,40 @@ class Method:
             f"There is an encoder for {modality!r}, but the batch has no such stream; it has {sorted(batch)}. "
             f"Add data.streams.{modality} to the config, or remove encoders.{modality}."
         )
+
+
+def _in_chunks(encode: Callable[[PyTree, Batch, Ctx], PyTree], params: PyTree, streams: Batch, ctx: Ctx) -> PyTree:
+    """`encode(params, streams, ctx)`, as many chunks as ctx says, each with randomness of its own."""
+    if ctx.chunks == 1:
+        return encode(params, streams, ctx)
+
+    def one(weights, streams, number):
+        params, rng = weights
+        rng = None if rng is None else jax.random.fold_in(rng, number)
+        return encode(params, streams, dataclasses.replace(ctx, rng=rng, chunks=1))
+
+    return parallel.in_chunks(one, ctx.chunks, ctx.mesh)((params, ctx.rng), streams)
+
+
+def check_chunks(method: Method, batch: Batch, chunks: int) -> None:
+    """Refuses to encode in chunks what needs the whole batch at once.
+
+    Args:
+        method: its encoders are looked at.
+        batch: a row of each stream.
+        chunks: `config.chunks`.
+
+    Raises:
+        ConfigError: naming the encoder that keeps state beside its parameters, as batch normalisation does.
+    """
+    for name, encoder in method.encoders.items() if chunks > 1 else ():
+        stream = next(s for key, s in batch.items() if key.split("/")[0] == name)
+        state = set(jax.eval_shape(encoder.init, jax.random.key(0), stream)) - {"params"}
+        if state:
+            raise named.ConfigError(
+                f"chunks={chunks}, but encoders.{name} keeps {', '.join(sorted(state))}, which must see the whole "
+                "batch: a chunk's statistics are others. Set --config.chunks=1, or take a norm without statistics."
+            )
 
 
 def build(config: Any) -> Method:

@@ -6,7 +6,7 @@ on one device, where each of them is the obvious thing to do with the whole batc
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,13 +27,14 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
 
     Args:
         shape: sizes of the axes "data" and "fsdp"; one of them may be -1, "what is left". Default: all on "data".
+            `config.mesh` as it is: its `rules` are for `state_sharding`.
         devices: default: all of them.
 
     Raises:
         ValueError: if the sizes don't multiply to the number of devices, with what would.
     """
     devices = list(devices if devices is not None else jax.devices())
-    sizes = {"data": -1, "fsdp": 1} | dict(shape or {})
+    sizes = {"data": -1, "fsdp": 1} | {k: v for k, v in dict(shape or {}).items() if k != "rules"}
     if set(sizes) != set(BATCH_AXES):
         raise ValueError(f"mesh: unknown axes {sorted(set(sizes) - set(BATCH_AXES))}; possible: {BATCH_AXES}.")
     known = 1
@@ -62,32 +63,129 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def state_sharding(state: PyTree, mesh: Mesh) -> PyTree:
+def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params: PyTree = None) -> PyTree:
     """Where each array of a train state lives: its largest dimension that divides is spread over "fsdp".
 
-    The optimizer's state follows from its shapes like the parameters it belongs to. Scalars and what does not
-    divide are replicated, and so is everything where the mesh has no fsdp axis to speak of.
+    Scalars and what does not divide are replicated, and so is everything where the mesh has no fsdp axis to speak of.
+    What belongs to a parameter, its moments in the optimizer or its average, lives where the parameter does.
 
     Args:
         state: arrays or `jax.eval_shape` results.
         mesh: from `make_mesh`.
+        rules: "path regex: 0" spreads dimension 0 of the parameters whose path it matches from its start; "path
+            regex: none" replicates them. The first that matches counts.
+        params: the parameters, for the rules; default: `state`.
+
+    Raises:
+        ValueError: for a rule that can't be read, matches nothing or asks for a dimension that does not divide.
     """
     size = mesh.shape["fsdp"]
+    shapes = {_path(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(state if params is None else params)}
+    ruled: dict[str, int | None] = {}
+    for rule in rules:
+        pattern, _, where = (part.strip() for part in rule.rpartition(":"))
+        if not pattern or not re.fullmatch(r"\d+|none", where):
+            raise ValueError(
+                f"can't read the rule {rule!r}; write 'path regex: 0', a dimension, or 'path regex: none'."
+            )
+        matched = [path for path in shapes if re.match(pattern, path)]
+        if not matched:
+            tops = sorted({"/".join(path.split("/")[:2]) for path in shapes})
+            raise ValueError(f"the rule {rule!r} matches no parameter. Paths begin with: {', '.join(tops)}.")
+        for path in matched:
+            dim = None if where == "none" else int(where)
+            if dim is not None and (dim >= len(shapes[path]) or shapes[path][dim] % size):
+                raise ValueError(f"the rule {rule!r}: dimension {dim} of {path} {shapes[path]} is not there to be "
+                                 f"spread over fsdp={size}.")  # fmt: skip
+            ruled.setdefault(path, dim)
 
-    def place(x) -> NamedSharding:
+    def place(path, x) -> NamedSharding:
+        # A moment's path ends with its parameter's: "inner/0/mu/image/patches/kernel".
+        parts = _path(path).split("/")
+        own = next((p for i in range(len(parts)) if shapes.get(p := "/".join(parts[i:])) == x.shape), None)
         fitting = [d for d in range(x.ndim) if x.shape[d] % size == 0 and x.shape[d] >= size]
-        if size == 1 or not fitting:
+        dim = ruled[own] if own in ruled else max(fitting, key=lambda d: x.shape[d], default=None)
+        if size == 1 or dim is None:
             return replicated(mesh)
-        dim = max(fitting, key=lambda d: x.shape[d])
         return NamedSharding(mesh, P(*[None] * dim, "fsdp"))
 
-    return jax.tree.map(place, state)
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
-def put_rows(batch: PyTree, mesh: Mesh) -> PyTree:
-    """This process's rows as global arrays, spread over the devices by rows."""
+def _path(keys: tuple) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+
+
+def in_chunks(encode: Callable[[PyTree, PyTree, Array], PyTree], n: int, mesh: Mesh | None) -> Callable:
+    """Encodes n chunks of rows one after another, and again in the backward pass: memory is that of one chunk.
+
+    GradCache (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, arXiv 2101.06983):
+    the loss sees all rows, and gradients are exact, at the price of a second forward pass. Not for encoders that take
+    statistics over rows.
+
+    Args:
+        encode: (weights, rows [B, ...], chunk's number []) -> pytree of [B, ...]. Randomness must come from the number,
+            which also tells devices apart where the weights are whole on each.
+        n: chunks of each device's rows; they must divide.
+        mesh: of the rows; None on one device.
+
+    Returns:
+        (weights, rows) -> what `encode` returns for all rows.
+    """
+
+    def one_after_another(weights, rows, first):
+        def one(chunk):
+            return encode(weights, *chunk)
+
+        parts = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), rows)
+        out = lax.map(jax.checkpoint(one, prevent_cse=False), (parts, first + jnp.arange(n)))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+
+    if mesh is None or mesh.size == 1:
+        return lambda weights, rows: one_after_another(weights, rows, 0)
+    if mesh.shape["fsdp"] == 1:
+
+        def per_device(weights, rows):
+            # Each device's own weights until the end: their gradients are summed over devices once, not per chunk.
+            return one_after_another(varying(weights, BATCH_AXES), rows, n * lax.axis_index(BATCH_AXES))
+
+        return jax.shard_map(per_device, mesh=mesh, in_specs=(P(), P(BATCH_AXES)), out_specs=P(BATCH_AXES))
+
+    def spread(weights, rows):
+        # A chunk is some of each device's rows, so that none has to move.
+        def split(x):
+            x = x.reshape(mesh.size, n, -1, *x.shape[1:]).swapaxes(0, 1)  # [n, devices, b / n, ...]
+            x = x.reshape(n, -1, *x.shape[3:])
+            return lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, BATCH_AXES)))
+
+        def join(x):
+            x = x.reshape(n, mesh.size, -1, *x.shape[2:]).swapaxes(0, 1)
+            return lax.with_sharding_constraint(x.reshape(-1, *x.shape[3:]), by_rows(mesh))
+
+        def one(chunk):
+            return encode(weights, *chunk)
+
+        out = lax.map(jax.checkpoint(one, prevent_cse=False), (jax.tree.map(split, rows), jnp.arange(n)))
+        return jax.tree.map(join, out)
+
+    return spread
+
+
+def put_rows(batch: PyTree, mesh: Mesh, whole: bool = False) -> PyTree:
+    """Rows of the host as global arrays, spread over the devices by rows.
+
+    Args:
+        batch: numpy arrays [b, ...].
+        mesh: from `make_mesh`.
+        whole: whether every process has all rows, [B, ...]; else each has its own, [B / processes, ...].
+    """
     sharding = by_rows(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def put(x):
+        shape = x.shape if whole else None
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(put, batch)
 
 
 def gather(x: Array, axis: Axis) -> Array:
@@ -116,7 +214,6 @@ def varying(x: PyTree, axis: Axis) -> PyTree:
 
     Loops and custom gradients inside `over_batch` want it; without it a loop sums over the devices in every turn.
     """
-
     return x if axis is None else jax.tree.map(lambda x: lax.pcast(jnp.asarray(x), axis, to="varying"), x)
 
 

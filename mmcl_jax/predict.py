@@ -201,7 +201,8 @@ class Predictor:
             self.streams.source_of[k]: {a: fill(x) for a, x in v.items()} | {"present": np.arange(self.batch) < n}
             for k, v in host.items()
         }
-        rows = parallel.put_rows({"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}, self.mesh)
+        host = {"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}
+        rows = parallel.put_rows(host, self.mesh, whole=True)
         out = self._embed(self.params, self.extra, rows)
         return {k: np.asarray(v, np.float32)[:n] for k, v in out.items()}
 
@@ -282,7 +283,8 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     # Only what is needed: the optimizer's moments would take twice the memory of the weights.
     weights = {"opt_state": {"average": predictor.params}} if config.optim.average else {"params": predictor.params}
     wanted = weights | {"extra": predictor.extra}
-    sharding = parallel.state_sharding(wanted, predictor.mesh)
+    rules = config.mesh.get("rules", ())
+    sharding = parallel.state_sharding(wanted, predictor.mesh, rules, predictor.params)
     wanted = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), wanted, sharding)
     restored = Checkpoints(run, read_only=True).restore(wanted, step)
     if restored is None:
@@ -320,9 +322,13 @@ def inherited_tokenizer(config: ConfigDict) -> Path | None:
     if not config.init_from.run:
         return None
     path = _holds_run(Path(config.init_from.run)) / "tokenizer.json"
-    tokenized = {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}
-    taken = any(rename(f"{modality}/tokens/embedding", config.init_from.rules) for modality in tokenized)
+    taken = any(rename(f"{modality}/tokens/embedding", config.init_from.rules) for modality in tokenized(config))
     return path if taken and path.exists() else None
+
+
+def tokenized(config: ConfigDict) -> set[str]:
+    """The modalities of which a stream is tokenized."""
+    return {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}
 
 
 def _holds_run(run: Path) -> Path:
@@ -360,6 +366,6 @@ def start_from(config: Any, state: TrainState, optimizer: Any, sharding: PyTree)
         told = ", ".join(f"{k} ({n})" for k, n in sorted(fresh.items()))
         log.warn(f"not taken from {config.run}, but from scratch: {told}")
     params = jax.tree.map(lambda name, old: jnp.asarray(fitted[name], old.dtype), names, state.params)
-    params = jax.device_put(params, sharding.params)
+    params = jax.jit(lambda p: p, out_shardings=sharding.params)(params)
     opt_state = jax.jit(optimizer.init, out_shardings=sharding.opt_state)(params)
     return state.replace(params=params, opt_state=opt_state)

@@ -6,6 +6,7 @@ And the watcher that lets steps run ahead of the loop, and looks at what came ou
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from mmcl_jax import log, named, optim, parallel
+from mmcl_jax.losses import plan
 from mmcl_jax.method import Method
 from mmcl_jax.types import Array, Batch, Ctx, PyTree, TrainState
 
@@ -37,7 +39,7 @@ def make_train_step(
     schedule: optax.Schedule,
     streams: Callable[[PyTree], Batch],
     mesh: Mesh,
-    seed: int,
+    config: Any,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, dict[str, Array]]]:
     """Builds `step(state, host_batch) -> (state, metrics)`, to be jitted by `compile_step`.
 
@@ -48,12 +50,13 @@ def make_train_step(
         schedule: learning rate by step, for the log.
         streams: the device half of the streams.
         mesh: the devices.
-        seed: of the run.
+        config: of the run: its `seed`, `chunks` and `loss`.
     """
+    how = dict(chunks=config.chunks, loss=dict(config.loss))
 
     def train_step(state: TrainState, host: PyTree) -> tuple[TrainState, dict[str, Array]]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        ctx = Ctx(mesh, parallel.BATCH_AXES, train=True, step=state.step, rng=rng)
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        ctx = Ctx(mesh, parallel.BATCH_AXES, train=True, step=state.step, rng=rng, **how)
         batch = streams(host)
 
         def loss_fn(params):
@@ -81,7 +84,7 @@ def _all_finite(tree: PyTree) -> Array:
     return jnp.array(finite).all()
 
 
-def compile_step(train_step: Callable, state: PyTree, sharding: PyTree, mesh: Mesh) -> Callable:
+def compile_step(train_step: Callable, sharding: PyTree, mesh: Mesh) -> Callable:
     """Jits the train step: where the state lives is fixed, its buffers are donated, batches come by rows."""
     return jax.jit(
         train_step,
@@ -89,6 +92,24 @@ def compile_step(train_step: Callable, state: PyTree, sharding: PyTree, mesh: Me
         out_shardings=(sharding, parallel.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def compile_and_tell(train_step: Callable, state: PyTree, rows: PyTree) -> None:
+    """Compiles the step, and says what form its losses took, how long it took and what memory a device will need.
+
+    The first call of the jitted step finds it compiled.
+    """
+    began = time.monotonic()
+    with plan.listen() as plans:
+        lowered = train_step.lower(state, rows)
+    for each in plans:
+        log.say(str(each))
+    memory = lowered.compile().memory_analysis()
+    needs = ""
+    if memory is not None:  # some backends don't tell
+        whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        needs = f"; a device needs {whole / 2**20:.0f} MiB, {memory.temp_size_in_bytes / 2**20:.0f} of them temporary"
+    log.say(f"compiled in {log.duration(time.monotonic() - began)}{needs}")
 
 
 class StepWatcher:

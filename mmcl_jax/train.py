@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmcl_jax import config as configs
-from mmcl_jax import evals, log, named, optim, parallel, predict, step
+from mmcl_jax import evals, log, named, optim, parallel, predict, processes, step
+from mmcl_jax.build import build
 from mmcl_jax.checkpoint import Checkpoints, Stop, lock
-from mmcl_jax.data import pipeline, tokenizers
+from mmcl_jax.data import pipeline
 from mmcl_jax.step import StepWatcher
 from mmcl_jax.types import PyTree
 
@@ -45,11 +46,10 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     workdir = Path(workdir)
 
     # ---- Check -----------------------------------------------------------------------------------------------------
-    if jax.process_count() > 1:
-        raise named.ConfigError("Training with several processes is not built yet; start one process for all devices.")
     mesh = named.checked("mesh", parallel.make_mesh, config.mesh, devices)
     configs.validate(config, mesh.size)
     log.check(config.log)
+    log.console.quiet = not processes.is_first()
     with lock(workdir):
         return _train(config, workdir, mesh)
 
@@ -57,45 +57,25 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
 def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
     """`train`, once the workdir is ours."""
     began = time.monotonic()
+    on = processes.is_first()
     # A workdir without a checkpoint holds nothing to go on from: its files are those of a start that failed.
-    begun = any((workdir / "checkpoints").glob("[0-9]*"))
+    begun = processes.from_first(lambda: any((workdir / "checkpoints").glob("[0-9]*")))
     saved = workdir / "config.json"
     changed = configs.check_continuation(json.loads(saved.read_text()), config.to_dict()) if begun else {}
 
-    # ---- Data ------------------------------------------------------------------------------------------------------
-    sources, weights = pipeline.open_sources(config.data.train)
-    inherited = None if begun else predict.inherited_tokenizer(config)
-    tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, begun, inherited)
-    streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
-    eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
-    for part in (streams, eval_streams):
-        part.find_spec(*sources)
-    device = predict.device_streams(streams, config.seed)
-
-    # ---- Model -----------------------------------------------------------------------------------------------------
-    predictor = predict.untrained(config, eval_streams, mesh, batch=min(config.batch, 256))
-    method = predictor.method
-    optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, predictor.params)
-    sample = named.checked("data.streams", predict.sample_batch, streams, device)
-
-    def init(key):
-        return step.init_state(method, optimizer, sample, key)
-
-    shapes = jax.eval_shape(init, jax.random.key(config.seed))
-    sharding = parallel.state_sharding(shapes, mesh)
-    check_vocabulary(config, tokenizer, shapes.params)
-    evals.check(predictor, config.evals, config.data.train)
+    # ---- Data, model, optimizer, step ----------------------------------------------------------------------------
+    parts = build(config, workdir, mesh, begun)
+    predictor, streams = parts.predictor, parts.streams
 
     # ---- Say what this is --------------------------------------------------------------------------------------------
-    workdir.mkdir(parents=True, exist_ok=True)
-    on = jax.process_index() == 0
     if on:
-        describe(config, workdir, mesh, streams, sources, shapes.params)
+        describe(config, workdir, mesh, streams, parts.sources, parts.shapes.params)
         for key, (old, new) in changed.items():
             log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
 
     # ---- State: where it was, or from another run, or from scratch -------------------------------------------------
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    shapes, sharding = parts.shapes, parts.sharding
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, sharding)
     restored = checkpoints.restore(abstract)
     if restored is not None:
@@ -104,17 +84,15 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         if start > config.steps:
             raise named.ConfigError(f"steps={config.steps}, but the run in {workdir} is at step {start} already.")
     else:
-        start, state = 0, jax.jit(init, out_shardings=sharding)(jax.random.key(config.seed))
+        start, state = 0, jax.jit(parts.init, out_shardings=sharding)(jax.random.key(config.seed))
         if config.init_from.run:
-            state = predict.start_from(config.init_from, state, optimizer, sharding)
+            state = predict.start_from(config.init_from, state, parts.optimizer, sharding)
     if on:
         write_whole(saved, configs.to_json(config))
-        eval_streams.write_spec(workdir / "eval_streams.json")
-    train_step = step.make_train_step(method, optimizer, by, schedule, device, mesh, config.seed)
-    train_step = step.compile_step(train_step, shapes, sharding, mesh)
+        parts.eval_streams.write_spec(workdir / "eval_streams.json")
 
     # ---- Train -------------------------------------------------------------------------------------------------------
-    records = pipeline.Mixed(sources, weights, config.seed)
+    records = pipeline.Mixed(parts.sources, parts.weights, config.seed)
     data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
     batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
     logger = log.Logger(workdir, config.steps, config.batch, config.log, start, on, began)
@@ -139,7 +117,8 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         if start and due(start):
             # What is missing, where the run was stopped between a save and its evaluations, or what is asked anew.
             anew = [k for k in config.evals if any(c.startswith((f"evals.{k}.", "data.train.")) for c in changed)]
-            evaluate_now(start, [k for k in config.evals if k not in anew and logger.has_evaluation(start, k)])
+            here = processes.from_first(lambda: [k for k in config.evals if logger.has_evaluation(start, k)])
+            evaluate_now(start, [k for k in here if k not in anew])
         for now in range(start + 1, config.steps + 1):
             waiting = time.monotonic()
             batch = next_batch(batches, stop)
@@ -152,11 +131,12 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
             for reason in faults.add(batch):
                 log.warn(f"can't read an example, it is left out: {reason}")
             rows = {"streams": batch["streams"], "position": batch["position"]}
-            state, metrics = train_step(state, parallel.put_rows(rows, mesh))
+            rows = parallel.put_rows(rows, mesh)
             if now == start + 1:
-                jax.block_until_ready(metrics)
-                log.say(f"compiled in {log.duration(time.monotonic() - waiting)}")
-                logger.start_clock(now)
+                step.compile_and_tell(parts.train_step, state, rows)
+                logger.start_clock(start)
+            # It runs ahead of the devices, so the next batch is on its way to them while they work on this one.
+            state, metrics = parts.train_step(state, rows)
             steps.add(now, metrics, faults.faulty)
 
             last, stopping = now == config.steps, stop.asked(now)
@@ -178,7 +158,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         finally:
             logger.close()
             stop.restore_handlers()
-    if on and not exit_code:
+    if not exit_code:
         if start >= config.steps:
             log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
@@ -202,18 +182,6 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer | None, params: PyTree) -> None:
-    """Refuses a tokenizer with more tokens than a tower has embeddings: they would silently share the last one."""
-    tables = dict(zip(jax.tree.leaves(optim.paths(params)), jax.tree.leaves(params), strict=True))
-    for modality in {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}:
-        table = tables.get(f"{modality}/tokens/embedding")
-        if table is not None and len(tokenizer) > table.shape[0]:
-            raise named.ConfigError(
-                f"The tokenizer has {len(tokenizer)} tokens, encoders.{modality}.vocab={table.shape[0]}. Set "
-                f"--config.encoders.{modality}.vocab={len(tokenizer)} or a smaller data.tokenizer.vocab."
-            )
 
 
 def evaluate(
@@ -271,7 +239,7 @@ def _example(sent: dict[str, np.ndarray], streams: pipeline.Streams, chain: Any)
 def finish(
     predictor: predict.Predictor, config: ConfigDict, workdir: Path, counts: dict[str, float], start: int
 ) -> None:
-    """The end of a run: results table, curves, a picture of retrieval, summary.json."""
+    """The end of a run: results table, curves, a picture of retrieval, summary.json. All processes call it."""
     from mmcl_jax.evals import figures
 
     rows = log.read_metrics(workdir / "metrics.jsonl")
@@ -281,18 +249,20 @@ def finish(
                "loss": losses[-1] if losses else None, **counts, "devices": predictor.mesh.size,
                "platform": jax.default_backend()}  # fmt: skip
     path = workdir / "summary.json"
+    on = processes.is_first()  # the others only take part in what all devices compute
     if start >= config.steps and path.exists():  # nothing was trained: what the summary says of it stays
         told = json.loads(path.read_text())
         summary = told if told["steps"] == config.steps else summary  # an older one is that of a shorter run
-    write_whole(path, json.dumps(summary | {"evals": final}, indent=1) + "\n")
-    log.results_table(final)
-    figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    if on:
+        write_whole(path, json.dumps(summary | {"evals": final}, indent=1) + "\n")
+        log.results_table(final)
+        figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
     made = ["curves.png"]
     name, shown = next(((k, e) for k, e in config.evals.items() if e.name == "retrieval"), ("", None))
     if shown is not None:
         try:
             data = evals.with_source(shown.data, config.data.train)
-            figures.retrieval(predictor, data, workdir / "retrieval.png", name, shown.get("limit", 0))
+            figures.retrieval(predictor, data, workdir / "retrieval.png" if on else "", name, shown.get("limit", 0))
             made.append("retrieval.png")
         except Exception as e:  # noqa: BLE001 - a finished run is worth more than its picture
             log.warn(f"no retrieval.png: {type(e).__name__}: {e}")

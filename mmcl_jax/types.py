@@ -109,6 +109,7 @@ class Ctx:
         train: whether dropout and batch statistics are those of training.
         step: [] int32, for schedules inside a method.
         rng: key of this step; take randomness from `key(name)`.
+        chunks: parts in which each device's rows are encoded, one after another, to save memory.
         loss: `config.loss`, passed to every loss that has arguments of these names: the form it takes.
     """
 
@@ -117,6 +118,7 @@ class Ctx:
     train: bool = False
     step: Array | int = 0
     rng: Array | None = None
+    chunks: int = 1
     loss: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def key(self, name: str) -> Array:
@@ -134,7 +136,6 @@ class Ctx:
         Rows that don't divide among the devices are filled up with rows marked absent, which needs
         `loss_fn` to have a `present` argument.
         """
-
         # A wrapper's signature may be (*rows, **shared): then nothing of the config is for it.
         known = {k: v for k, v in self.loss.items() if k in inspect.signature(loss_fn).parameters}
 

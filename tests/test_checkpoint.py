@@ -144,11 +144,10 @@ def test_no_room_is_said_before_anything_is_written(saved, monkeypatch):
 
 
 def test_one_run_per_workdir(tmp_path):
-    held = lock(tmp_path)
-    with pytest.raises(ConfigError, match="Another run"):
-        lock(tmp_path)
-    held.close()
-    lock(tmp_path).close()
+    with lock(tmp_path), pytest.raises(ConfigError, match="Another run"), lock(tmp_path):
+        pass
+    with lock(tmp_path):
+        pass
 
 
 def test_rename_and_fit():

@@ -15,10 +15,11 @@ TABLES = {"data/datasets/emoji_tables.py"}  # names and numbers only
 # Room -> what it may import of ours. `named` (errors and things that a config names) and the room itself always.
 SHARED = {"named"}
 ALL_BELOW_TRAIN = {"types", "parallel", "losses", "encoders", "augment", "method", "data", "optim"}
-ALL_BELOW_TRAIN |= {"checkpoint", "config", "log"}
+ALL_BELOW_TRAIN |= {"checkpoint", "config", "log", "processes"}
 MAY_IMPORT = {
     "__init__": {"predict"},
     "named": set(),
+    "processes": set(),
     "types": set(),
     "parallel": {"types"},
     "losses": {"types", "parallel"},
@@ -28,14 +29,17 @@ MAY_IMPORT = {
     "methods": {"types", "parallel", "losses", "encoders", "augment", "method"},
     "data": set(),
     "optim": {"types", "parallel"},
-    "checkpoint": {"types", "parallel"},
+    "checkpoint": {"types", "parallel", "processes"},
     "config": set(),
     "log": set(),
     "step": ALL_BELOW_TRAIN,
     "predict": ALL_BELOW_TRAIN - {"config"},
     "evals": {"data", "log", "predict"},
-    "train": ALL_BELOW_TRAIN | {"step", "predict", "evals", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
-    "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train"},
+    "build": ALL_BELOW_TRAIN | {"step", "predict", "evals"},
+    "bench": ALL_BELOW_TRAIN | {"step", "predict", "evals", "build"},
+    "train": ALL_BELOW_TRAIN
+    | {"step", "predict", "evals", "build", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
+    "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train", "bench"},
 }
 
 

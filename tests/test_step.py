@@ -30,7 +30,7 @@ def setup(repository):
         shapes, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
         optimizer, schedule, by = optim.build(config.optim, config.steps, shapes)
         state = jax.jit(lambda: step.init_state(method, optimizer, batch, jax.random.key(0)))()
-        function = step.make_train_step(method, optimizer, by, schedule, lambda host: host, make_mesh("1"), 0)
+        function = step.make_train_step(method, optimizer, by, schedule, lambda host: host, make_mesh("1"), config)
         return jax.jit(function), state, batch
 
     return build

@@ -14,7 +14,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
           "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(")
-_CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -63,8 +63,8 @@ def _walk(computations: dict[str, list[str]], name: str, times: int, in_loop: bo
             yield Collective(kind, _size(output), times, in_loop)
             continue  # what it calls is the sum of two numbers
         trips = _TRIPS.search(line) if kind == "while" else None
-        for called in _CALLED.findall(line):
-            for other in called.split(", "):
+        for several, one in _CALLED.findall(line):
+            for other in (several or one).split(", "):
                 turns = times * int(trips[1]) if trips else times
                 yield from _walk(computations, other.lstrip("%"), turns, in_loop or kind == "while")
 

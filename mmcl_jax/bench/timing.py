@@ -1,4 +1,4 @@
-"""Time, fairly: variants alternate, so that what else the machine does hits all of them; medians; CPU time where shared."""
+"""Time, fairly: variants alternate, so that what else the machine does hits all; medians; CPU time where shared."""
 
 from __future__ import annotations
 

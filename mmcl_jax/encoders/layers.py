@@ -55,6 +55,8 @@ class Shape:
         remat: a name of `REMAT_POLICIES`: what to recompute in the backward pass to save memory.
         scan: compile one block and loop over it; saves compile time for deep towers. Use it with remat.
         attention: kernel of `jax.nn.dot_product_attention`, "xla" or "cudnn".
+        dropout: share of what attention and MLP add to the tokens that is dropped in training (Vaswani et al.,
+            arXiv 1706.03762); CLIP and SigLIP have none.
     """
 
     width: int
@@ -68,6 +70,7 @@ class Shape:
     remat: str = "none"
     scan: bool = False
     attention: str = "xla"
+    dropout: float = 0.0
 
     def __post_init__(self):
         """Refuses what would only fail, or silently be ignored, deep in the compilation."""
@@ -78,6 +81,8 @@ class Shape:
         for field, possible in choices.items():
             if getattr(self, field) not in possible:
                 raise ValueError(f"{field}={getattr(self, field)!r}; possible: {', '.join(possible)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1.")
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} does not divide width={self.width}.")
 
@@ -172,12 +177,14 @@ class Block(nn.Module):
 
     shape: Shape
     causal: bool = False
+    train: bool = False
 
     @nn.compact
     def __call__(self, x: Array, _=None) -> tuple[Array, None]:
+        drop = functools.partial(nn.Dropout, self.shape.dropout, deterministic=not self.train)
         y = norm(self.shape, "norm1")(x)
-        x = x + Attention(self.shape, self.causal, name="attention")(y, y)
-        x = x + Mlp(self.shape, name="mlp")(norm(self.shape, "norm2")(x))
+        x = x + drop(name="dropout1")(Attention(self.shape, self.causal, name="attention")(y, y))
+        x = x + drop(name="dropout2")(Mlp(self.shape, name="mlp")(norm(self.shape, "norm2")(x)))
         return x, None  # the pair is what nn.scan wants
 
 
@@ -186,6 +193,7 @@ class Transformer(nn.Module):
 
     shape: Shape
     causal: bool = False
+    train: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -193,10 +201,11 @@ class Transformer(nn.Module):
         if s.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[s.remat], prevent_cse=not s.scan)
         if s.scan:
-            stacked = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=s.depth)
-            return stacked(s, self.causal, name="blocks")(x, None)[0]
+            stacked = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                              length=s.depth)  # fmt: skip
+            return stacked(s, self.causal, self.train, name="blocks")(x, None)[0]
         for i in range(s.depth):
-            x, _ = block(s, self.causal, name=f"block{i}")(x, None)
+            x, _ = block(s, self.causal, self.train, name=f"block{i}")(x, None)
         return x
 
 

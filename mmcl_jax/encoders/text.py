@@ -52,7 +52,7 @@ class TextTransformer(nn.Module):
         x = nn.Embed(self.vocab, s.width, embedding_init=embed_init, dtype=s.dtype, name="tokens")(ids)  # [B, N, D]
         position_init = nn.initializers.normal(0.01 if clip else s.width**-0.5)
         x = x + self.param("positions", position_init, (n, s.width)).astype(x.dtype)
-        x = Transformer(s, self.causal, name="transformer")(x)
+        x = Transformer(s, self.causal, train, name="transformer")(x)
         x = norm(s, "norm")(x)
         if self.pool == "last" or stream.mask is None:
             at = jnp.full(b, n - 1)

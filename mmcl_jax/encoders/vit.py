@@ -89,7 +89,7 @@ class ViT(nn.Module):
         x = x + table.astype(x.dtype)
         if self.pre_norm:
             x = norm(s, "pre_norm")(x)
-        x = Transformer(s, name="transformer")(x)
+        x = Transformer(s, train=train, name="transformer")(x)
         tokens = x[:, extra:]
         final = norm(s, "norm")
         if self.pool == "class":

@@ -63,7 +63,7 @@ def retrieval(
     Args:
         predictor: the model.
         data: a source with images and texts, as in `data.train`.
-        out: the PNG.
+        out: the PNG; "" = none, on a process that only takes part in the embedding.
         name: what the data is called in the config, for the line at the foot.
         limit: only so many records, and never more than 5000: it is a picture.
         rows: number of queries each way, spread over the source.
@@ -71,6 +71,8 @@ def retrieval(
     """
     source = sources.make(data, "evals data")
     found = predictor.embed_source(source, ("image", "text"), limit=min(limit or 5000, 5000))
+    if not out:
+        return
     image_owner, text_owner, texts = found.owners["image"], found.owners["text"], found.texts["text"]
     firsts = np.unique(text_owner, return_index=True)[1]  # the first caption of each record
     firsts = firsts[np.isin(text_owner[firsts], image_owner)]

@@ -52,7 +52,7 @@ _heard: contextvars.ContextVar[list[Plan] | None] = contextvars.ContextVar("hear
 
 @contextlib.contextmanager
 def listen() -> Iterator[list[Plan]]:
-    """Collects the plans that are made while something is traced: `with listen() as plans: step.trace(...)`."""
+    """Collects the plans that are made while something is traced: `with plan.listen() as plans:`, then trace."""
     token = _heard.set([])
     try:
         yield _heard.get()

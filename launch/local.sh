@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Trains on this machine with several processes, as a pod or a cluster does with several machines.
+#
+#   bash launch/local.sh [--processes N] [--devices M] [--dry-run] [--help] ARGUMENTS OF `mmcl train`
+#
+#   --processes N  how many; default: 1
+#   --devices M    virtual CPU devices a process; default: the devices that the machine has
+#   --dry-run      print the command lines, start nothing
+#   MMCL_VENV      folder of the virtual environment; default: .venv of the clone
+#
+# Example: bash launch/local.sh --processes 2 --devices 4 --config configs/clip_emoji.py:tiny --workdir runs/two
+#
+# Ends with the first exit code that is not 0, and then stops the others. SIGTERM and Ctrl-C reach all processes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+
+processes=1 devices= dry_run=false
+arguments=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --processes | --devices)
+      [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "$1 needs a number"
+      if [ "$1" = --processes ]; then processes=$2; else devices=$2; fi
+      shift
+      ;;
+    --dry-run) dry_run=true ;;
+    --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
+done
+[ ${#arguments[@]} -gt 0 ] || die "nothing to train: give the arguments of mmcl train (see --help)"
+
+if [ -n "$devices" ]; then
+  export JAX_PLATFORMS=cpu
+  export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
+fi
+$dry_run || environment demo
+
+port=0
+if [ "$processes" -gt 1 ] && ! $dry_run; then
+  port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+fi
+children=()
+# The signal goes on to all of them: they save at the same step and exit with 42.
+trap 'kill -TERM ${children[@]+"${children[@]}"} 2> /dev/null || true' TERM INT
+for ((i = 0; i < processes; i++)); do
+  command=(mmcl train "${arguments[@]}")
+  if [ "$processes" -gt 1 ]; then
+    command+=(--coordinator "127.0.0.1:$port" --processes "$processes" --process "$i")
+  fi
+  if $dry_run; then
+    [ -z "$devices" ] || printf 'JAX_PLATFORMS=%q XLA_FLAGS=%q ' "$JAX_PLATFORMS" "$XLA_FLAGS"
+    printf '%q ' "${command[@]}" && echo
+  else
+    "${command[@]}" &
+    children+=($!)
+  fi
+done
+
+exit_code=0
+running=${#children[@]}
+while [ "$running" -gt 0 ]; do
+  code=0
+  wait -n || code=$?
+  # A signal ends `wait` too; those that still run are waited for again.
+  alive=0
+  for child in "${children[@]}"; do
+    if kill -0 "$child" 2> /dev/null; then alive=$((alive + 1)); fi
+  done
+  if [ "$code" -ne 0 ] && [ "$alive" -lt "$running" ] && [ "$exit_code" -eq 0 ]; then
+    exit_code=$code
+    # 42 and 130 are stops that all processes agree on; after any other failure the rest would wait for ever.
+    if [ "$code" -ne 42 ] && [ "$code" -ne 130 ]; then kill -TERM "${children[@]}" 2> /dev/null || true; fi
+  fi
+  running=$alive
+done
+exit "$exit_code"

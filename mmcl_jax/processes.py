@@ -1,0 +1,101 @@
+"""Several processes, one run: how they find each other, and what only the first of them does.
+
+Every process runs the same program on its own devices and its own rows; only the first one writes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmcl_jax.named import ConfigError, RunError
+
+ERRORS = {e.__name__: e for e in (ConfigError, RunError, FileNotFoundError)}
+
+
+def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+    """Makes this process part of a run of several, if it is one; call it before anything asks JAX for devices.
+
+    Where nothing is given, SLURM (`srun` with several tasks) and Cloud TPU are recognised; else the process is alone.
+
+    Args:
+        coordinator: "host:port" of the first process, the same on all.
+        processes: how many there are.
+        process: which of them this is, from 0.
+
+    Raises:
+        ConfigError: if only some of the three are given, or a number is out of range.
+    """
+    given = {"--coordinator": bool(coordinator), "--processes": processes > 0, "--process": process >= 0}
+    if any(given.values()):
+        missing = [name for name, there in given.items() if not there]
+        if missing:
+            raise ConfigError(
+                f"{', '.join(missing)} missing: several processes need all of --coordinator host:port, --processes N "
+                "and --process i, or none of them under SLURM and on Cloud TPU."
+            )
+        if process >= processes:
+            raise ConfigError(f"--process {process} of --processes {processes}: they count from 0.")
+        jax.distributed.initialize(coordinator, processes, process)
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        jax.distributed.initialize(local_device_ids=_slurm_devices())
+    elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        try:
+            jax.distributed.initialize()
+        except ValueError:  # libtpu is installed, but there is no TPU
+            pass
+
+
+def _slurm_devices() -> list[int] | None:
+    """All GPUs of the node where SLURM starts one task a node; None for JAX's default, the task's own one."""
+    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
+    return list(range(gpus)) if gpus > 1 and tasks and int(tasks[0]) == 1 else None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """Calls a function on the first process only, and gives all processes what it returned there.
+
+    All of them wait for it, so it also orders what comes after it behind what the function did.
+
+    Args:
+        function: returns something that JSON can hold.
+
+    Raises:
+        Exception: what the function raised there, on all processes.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome, problem = {}, None
+    if is_first():
+        try:
+            outcome = {"value": function()}
+        except Exception as e:  # noqa: BLE001 - told to all, then raised
+            outcome, problem = {"error": type(e).__name__, "message": str(e)}, e
+    outcome = json.loads(_broadcast(json.dumps(outcome).encode()))
+    if problem is not None:
+        raise problem
+    if "error" in outcome:
+        raise ERRORS.get(outcome["error"], RunError)(outcome["message"])
+    return outcome["value"]
+
+
+def _broadcast(data: bytes) -> bytes:
+    from jax.experimental import multihost_utils
+
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(-(-length // 1024) * 1024, np.uint8)
+    padded[: len(data[:length])] = np.frombuffer(data[:length], np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].tobytes()
