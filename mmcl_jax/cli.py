@@ -1,4 +1,4 @@
-"""The command line: `mmcl train | eval | embed | data`."""
+"""The command line: `mmcl train | eval | embed | data | bench`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmcl_jax.bench import command
 from mmcl_jax.named import ConfigError, RunError
 
 CONFIG_HELP = "path.py, path.py:variant; any key can be changed with --config.key=value"
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=int, default=32)
     show.add_argument("--eval", action="store_true", help="the evaluation's streams instead of training's")
     show.set_defaults(run=_show)
+
+    command.add_to(commands, CONFIG_HELP)
     return parser
 
 

@@ -92,12 +92,12 @@ def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params:
         if not matched:
             tops = sorted({"/".join(path.split("/")[:2]) for path in shapes})
             raise ValueError(f"the rule {rule!r} matches no parameter. Paths begin with: {', '.join(tops)}.")
-        for path in matched:
+        for path in (p for p in matched if p not in ruled):
             dim = None if where == "none" else int(where)
             if dim is not None and (dim >= len(shapes[path]) or shapes[path][dim] % size):
                 raise ValueError(f"the rule {rule!r}: dimension {dim} of {path} {shapes[path]} is not there to be "
                                  f"spread over fsdp={size}.")  # fmt: skip
-            ruled.setdefault(path, dim)
+            ruled[path] = dim
 
     def place(path, x) -> NamedSharding:
         # A moment's path ends with its parameter's: "inner/0/mu/image/patches/kernel".
