@@ -25,7 +25,8 @@ def base() -> ConfigDict:
                 eval_streams=dict(),  # the same for evaluation
                 # Trained on the captions (fields after `record`) unless path names a saved one.
                 tokenizer=dict(path="", vocab=8192, fields=("text",), lower=True),
-                threads=2,  # that read and decode
+                threads=2,  # that read and decode, a batch each; one is best for small pictures, more for photos
+                cache_mib=0,  # memory for decoded examples, so that small sets are decoded once; 0 = none
                 workers=0,  # processes that do so, instead of threads
                 prefetch=4,  # batches
                 fault_budget=0.05,  # stop when a larger share of the examples can't be read

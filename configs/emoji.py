@@ -28,6 +28,7 @@ def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> Config
         image=f"decode(128)|resize(32) || normalize('{statistics}')", text=f"{label}: {tokenize}"
     )
     c.data.tokenizer.update(fields=("captions",), vocab=4096)
+    c.data.update(threads=1, cache_mib=256)
     c.optim.update(lr=1.2e-3, warmup=100, decay=0.1)
     if arg == "styles":
         _styles(c)

@@ -70,7 +70,9 @@ def build(config: ConfigDict, workdir: Path, mesh: Mesh, begun: bool = False) ->
 
     processes.from_first(lambda: bool(tokenizer(begun)))
     tokenizer = tokenizer(True)  # that of the first process
-    streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
+    streams = pipeline.Streams(
+        config.data.streams, config.seed, tokenizer, config.data.record, config.data.get("cache_mib", 0)
+    )
     eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
     for part in (streams, eval_streams):
         part.find_spec(*sources)

@@ -23,7 +23,7 @@ from mmcl_jax.named import ConfigError, checked, did_you_mean
 OPEN = ("method", "encoders", "data.train", "data.streams", "data.eval_streams", "evals")
 # What may differ between a run and its continuation; the rest would make it another experiment.
 SOFT = ("steps", "log", "evals", "eval_every", "checkpoint", "data.threads", "data.workers", "data.prefetch",
-        "data.fault_budget", "mesh", "loss", "chunks", "max_bad_steps")  # fmt: skip
+        "data.cache_mib", "data.fault_budget", "mesh", "loss", "chunks", "max_bad_steps")  # fmt: skip
 IMPLS = ("auto", "shared_tile", "chunked", "ring")  # of losses: see losses/plan.py
 # Where the training data lies; the same data may lie elsewhere on the machine that goes on.
 PLACES = ("path", "root", "data_dir")
@@ -209,6 +209,7 @@ def validate(config: ConfigDict, devices: int) -> None:
         ("data.threads", config.data.threads > 0, "must be positive"),
         ("data.prefetch", config.data.prefetch > 0, "must be positive"),
         ("data.fault_budget", 0 <= config.data.fault_budget <= 1, "is a share, between 0 and 1"),
+        ("data.cache_mib", config.data.cache_mib >= 0, "must be 0 (none) or a number of MiB"),
         ("data.workers", config.data.workers >= 0, "must not be negative"),
         ("chunks", config.chunks > 0, "must be positive; 1 = all rows at once"),
         ("loss.impl", config.loss.impl in IMPLS, f"possible: {', '.join(IMPLS)}"),

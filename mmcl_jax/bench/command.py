@@ -106,7 +106,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def tell(arguments: argparse.Namespace, rows: Iterable[dict[str, Any]], across: bool = True) -> None:
-    """Prints rows: as JSON, each as soon as it is there, or as a table, one row a line (`across`) or one value a line."""
+    """Prints rows: as JSON, each as soon as it is there, or as a table, a row a line (`across`) or a value a line."""
     from mmcl_jax import log
 
     if arguments.json:

@@ -30,7 +30,7 @@ def measure(config: ConfigDict, records: int = 512, batches: int = 20) -> Iterat
     sources, weights = pipeline.open_sources(config.data.train)
     with tempfile.TemporaryDirectory() as workdir:
         tokenizer = pipeline.make_tokenizer(config.data, sources, Path(workdir))
-    streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
+    streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record, config.data.cache_mib)
     streams.find_spec(*sources)
     mixed = pipeline.Mixed(sources, weights, config.seed)
 

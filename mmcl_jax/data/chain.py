@@ -135,6 +135,28 @@ def resolve(op: Op, module: ModuleType) -> Callable:
     return function
 
 
+class Memory:
+    """Keeps results up to a number of bytes; what comes after that is not kept.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int):
+        self.left, self.kept = limit, {}
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is kept of `key`, or what `make` makes."""
+        if key in self.kept:
+            return self.kept[key]
+        value = make()
+        if isinstance(value, np.ndarray) and value.nbytes <= self.left:
+            value.setflags(write=False)  # the next one gets the same array
+            self.left -= value.nbytes
+            self.kept[key] = value
+        return value
+
+
 class HostOps:
     """A chain of host ops, ready to run.
 
@@ -143,14 +165,24 @@ class HostOps:
         module: where their names are looked up.
         seed: of the run.
         resources: what ops may ask for by the name of a parameter: the tokenizer.
+        memory: keeps what the ops before the first random one make of encoded values.
     """
 
-    def __init__(self, ops: tuple[Op, ...], module: ModuleType, seed: int, resources: Mapping[str, Any]):
-        self.ops, self.seed = ops, seed
+    def __init__(
+        self,
+        ops: tuple[Op, ...],
+        module: ModuleType,
+        seed: int,
+        resources: Mapping[str, Any],
+        memory: Memory | None = None,
+    ):
+        self.ops, self.seed, self.memory = ops, seed, memory
         self.functions = [resolve(op, module) for op in ops]
         parameters = [inspect.signature(f).parameters for f in self.functions]
         self.draws = ["rng" in p for p in parameters]
         self.resources = [{k: v for k, v in resources.items() if k in p} for p in parameters]
+        random = [draws or op.p is not None for op, draws in zip(ops, self.draws, strict=True)]
+        self.fixed = random.index(True) if True in random else len(ops)
 
     @property
     def shareable(self) -> bool:
@@ -159,11 +191,20 @@ class HostOps:
 
     def __call__(self, value: Any, position: int) -> Any:
         """Runs the chain on a value of the record at `position` of the global stream."""
-        for op, function, draws, resources in zip(self.ops, self.functions, self.draws, self.resources, strict=True):
+        if self.memory is None or not self.fixed or not isinstance(value, bytes | str):
+            return self._run(0, len(self.ops), value, position)
+        key = (self.ops[: self.fixed], value)
+        value = self.memory.get(key, lambda: self._run(0, self.fixed, value, position))
+        return self._run(self.fixed, len(self.ops), value, position)
+
+    def _run(self, first: int, last: int, value: Any, position: int) -> Any:
+        for i in range(first, last):
+            op, draws = self.ops[i], self.draws[i]
             rng = generator(self.seed, op.draw, position) if draws or op.p is not None else None
             if op.p is not None and rng.random() >= op.p:
                 continue
-            value = function(value, *op.args, **dict(op.kwargs), **resources, **({"rng": rng} if draws else {}))
+            more = {"rng": rng} if draws else {}
+            value = self.functions[i](value, *op.args, **dict(op.kwargs), **self.resources[i], **more)
         return value
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from mmcl_jax.data import ops as host_ops
 from mmcl_jax.data import record as record_ops_module
 from mmcl_jax.data import sources, tokenizers
-from mmcl_jax.data.chain import Chain, HostOps, parse_ops, parse_stream
+from mmcl_jax.data.chain import Chain, HostOps, Memory, parse_ops, parse_stream
 from mmcl_jax.data.record import look_up
 from mmcl_jax.named import ConfigError, RunError, checked
 
@@ -37,17 +37,20 @@ class Streams:
         seed: of the run.
         tokenizer: for `tokenize`.
         record: chain of record ops that comes first.
+        cache_mib: memory for what the ops before the first random one make, decoded images above all; 0 = none.
 
     Raises:
         ValueError: if a chain can't be read or names an op that does not exist.
     """
 
-    def __init__(self, config: Mapping[str, str], seed: int, tokenizer: Any = None, record: str = ""):
+    def __init__(self, config: Mapping[str, str], seed: int, tokenizer: Any = None, record: str = "",
+                 cache_mib: float = 0):  # fmt: skip
+        memory = Memory(int(cache_mib * 2**20)) if cache_mib else None
         resources = {"tokenizer": tokenizer}
         self.tokenizer = tokenizer
         self.chains: dict[str, Chain] = {name: parse_stream(name, text) for name, text in sorted(config.items())}
         self.record = HostOps(parse_ops("record", record), record_ops_module, seed, resources)
-        self.hosts = {name: HostOps(c.host, host_ops, seed, resources) for name, c in self.chains.items()}
+        self.hosts = {name: HostOps(c.host, host_ops, seed, resources, memory) for name, c in self.chains.items()}
         self.source_of: dict[str, str] = {}
         shared: dict[tuple, str] = {}
         for name, chain in self.chains.items():
@@ -193,7 +196,7 @@ class Pipeline:
 
         Args:
             step: number of batches to pass over, without reading them.
-            threads: threads that read and decode.
+            threads: threads that read and decode, each a batch. Small pictures want one, photos more.
             prefetch: batches kept ready.
             workers: processes that read and decode, instead of this one's threads.
         """
@@ -202,13 +205,31 @@ class Pipeline:
 
         if not flags.FLAGS.is_parsed():  # grain's workers read absl's flags
             flags.FLAGS.mark_as_parsed()
-        b = self.batch // self.processes
-        ds = grain.MapDataset.source(self).batch(b)[step:]
+        # A batch is one element for grain: per record it costs more than small records themselves do.
+        ds = grain.MapDataset.source(Batches(self))[step:]
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)  # its unit: batches
         ds = ds.to_iter_dataset(options)
         if workers:
             ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         return iter(ds)
+
+
+@dataclasses.dataclass
+class Batches:
+    """A pipeline as random access to the batches of its process.
+
+    Attributes:
+        pipeline: of elements.
+    """
+
+    pipeline: Pipeline
+
+    def __len__(self) -> int:
+        return ENDLESS // self.pipeline.batch
+
+    def __getitem__(self, step: int) -> Element:
+        b = self.pipeline.batch // self.pipeline.processes
+        return stack([self.pipeline[step * b + i] for i in range(b)])
 
 
 def read(source: Any, i: int) -> dict[str, Any] | Exception:
