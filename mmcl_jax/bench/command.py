@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -53,7 +54,8 @@ def _devices(arguments: argparse.Namespace) -> None:
     import jax
 
     if arguments.devices:
-        jax.config.update("jax_num_cpu_devices", arguments.devices)  # of no effect where there are real ones
+        with contextlib.suppress(RuntimeError):  # where JAX has begun its devices are what they are
+            jax.config.update("jax_num_cpu_devices", arguments.devices)  # of no effect where there are real ones
 
 
 def _loss(arguments: argparse.Namespace) -> None:
@@ -71,14 +73,15 @@ def _loss(arguments: argparse.Namespace) -> None:
     tell(arguments, rows if arguments.json else [{k: v for k, v in r.items() if k != "temp_mib"} for r in rows])
     if arguments.plot:
         loss.plot(rows, arguments.plot)
-        log.say(f"written to {arguments.plot}")
+        if not arguments.json:
+            log.say(f"written to {arguments.plot}")
 
 
 def _step(arguments: argparse.Namespace) -> None:
     _devices(arguments)
     from mmcl_jax.bench import step
 
-    row = step.measure(_config(arguments), arguments.rounds)
+    row = step.measure(_config(arguments), arguments.devices, arguments.rounds)
     if arguments.compile:
         flags = ["--config", arguments.config, "--devices", str(arguments.devices)] + ["--pin"] * arguments.pin
         row |= step.compile_times(flags + [f"--config.{o}" for o in arguments.overrides])
@@ -89,14 +92,14 @@ def _data(arguments: argparse.Namespace) -> None:
     _devices(arguments)
     from mmcl_jax.bench import data
 
-    tell(arguments, data.measure(_config(arguments)))
+    tell(arguments, data.measure(_config(arguments), arguments.devices))
 
 
 def _eval(arguments: argparse.Namespace) -> None:
     _devices(arguments)
     from mmcl_jax.bench import evals
 
-    tell(arguments, evals.measure(_config(arguments)))
+    tell(arguments, evals.measure(_config(arguments), arguments.devices))
 
 
 def _config(arguments: argparse.Namespace) -> Any:

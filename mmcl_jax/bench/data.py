@@ -12,21 +12,23 @@ import jax
 from ml_collections import ConfigDict
 
 from mmcl_jax import parallel, predict
+from mmcl_jax.bench import timing
 from mmcl_jax.data import pipeline
 
 
-def measure(config: ConfigDict, records: int = 512, batches: int = 20) -> Iterator[dict[str, Any]]:
+def measure(config: ConfigDict, devices: int = 0, records: int = 512, batches: int = 20) -> Iterator[dict[str, Any]]:
     """Times the stages one after another in one thread, then the pipeline as training runs it.
 
     Args:
         config: as for training.
+        devices: default: all.
         records: how many the single stages are timed on.
         batches: how many the whole pipeline is timed on, after a first one.
 
     Yields:
         A row per stage: `records_per_s` by the clock, `us_per_record`, and what the stage makes of a record, in bytes.
     """
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = parallel.make_mesh(config.mesh, timing.devices(devices))
     sources, weights = pipeline.open_sources(config.data.train)
     with tempfile.TemporaryDirectory() as workdir:
         tokenizer = pipeline.make_tokenizer(config.data, sources, Path(workdir))

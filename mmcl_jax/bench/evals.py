@@ -12,22 +12,24 @@ import jax
 from ml_collections import ConfigDict
 
 from mmcl_jax import evals, parallel
+from mmcl_jax.bench import timing
 from mmcl_jax.build import build
 from mmcl_jax.data import sources
 
 
-def measure(config: ConfigDict, records: int = 512) -> Iterator[dict[str, Any]]:
+def measure(config: ConfigDict, devices: int = 0, records: int = 512) -> Iterator[dict[str, Any]]:
     """Times embedding and each evaluator, with initial weights: what they cost does not depend on them.
 
     Args:
         config: as for training.
+        devices: default: all.
         records: at most so many of the evaluation's are embedded.
 
     Yields:
         A row per stream, `records_per_s` read, decoded and embedded; a row per evaluator, its `seconds` the second
         time, when nothing is left to compile.
     """
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = parallel.make_mesh(config.mesh, timing.devices(devices))
     with tempfile.TemporaryDirectory() as workdir:
         parts = build(config, Path(workdir), mesh)
     predictor = parts.predictor

@@ -24,7 +24,6 @@ LOSSES = {
     | {impl: functools.partial(info_nce, impl=impl) for impl in plan.IMPLS},
     "sigmoid": {impl: functools.partial(sigmoid, impl=impl, bias=-10.0) for impl in plan.IMPLS},
 }
-OURS = ("chunk",)  # arguments that the baselines don't have
 
 
 def measure(
@@ -58,7 +57,7 @@ def measure(
     Raises:
         ConfigError: for a form that does not exist, or rows that don't divide.
     """
-    mesh = _mesh(devices)
+    mesh = parallel.make_mesh(devices=timing.devices(devices))
     forms = _forms(loss, impls)
     times = {}
     if time_batch:
@@ -84,7 +83,7 @@ def largest(
     Yields:
         A row per form: the `largest_batch` that takes less, and `temp_mib`, batch -> MiB, for those tried.
     """
-    mesh = _mesh(devices)
+    mesh = parallel.make_mesh(devices=timing.devices(devices))
     for impl, form in _forms(loss, impls).items():
         temps: dict[int, float] = {}
         batch = 1024
@@ -157,10 +156,3 @@ def _forms(loss: str, impls: Sequence[str]) -> dict[str, Callable]:
     if unknown:
         raise ConfigError(f"--impl {unknown[0]}: {loss} has {', '.join(LOSSES[loss])}.")
     return {i: LOSSES[loss][i] for i in impls or LOSSES[loss]}
-
-
-def _mesh(devices: int) -> Any:
-    found = jax.devices()
-    if devices > len(found):
-        raise ConfigError(f"--devices {devices}: there are {len(found)}.")
-    return parallel.make_mesh(devices=found[: devices or len(found)])

@@ -27,11 +27,12 @@ from mmcl_jax.types import Ctx
 GEMM = 2048  # side of the matrix product that stands for what the hardware can do
 
 
-def measure(config: ConfigDict, rounds: int = 7, data_steps: int = 20) -> dict[str, Any]:
+def measure(config: ConfigDict, devices: int = 0, rounds: int = 7, data_steps: int = 20) -> dict[str, Any]:
     """Measures the step on all devices of this process.
 
     Args:
         config: as for training; nothing of it is saved.
+        devices: default: all.
         rounds: how often the step and the matrix product are timed, in turns.
         data_steps: steps taken as in training, behind the real input pipeline.
 
@@ -42,7 +43,7 @@ def measure(config: ConfigDict, rounds: int = 7, data_steps: int = 20) -> dict[s
         product of the same dtype reaches in the same run; `trace_s` and `compile_s`; MiB a device; collectives.
         `step_ms` and what follows from it is CPU time of all threads where the devices are CPUs.
     """
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = parallel.make_mesh(config.mesh, timing.devices(devices))
     configs.validate(config, mesh.size)
     with tempfile.TemporaryDirectory() as workdir:
         parts = build(config, Path(workdir), mesh)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from mmcl_jax.named import ConfigError
+
 
 def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, unit: int = 1) -> dict[str, float]:
     """Median seconds of each variant.
@@ -32,6 +34,18 @@ def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, unit: i
                 jax.block_until_ready(run())
             seconds[name].append((clock() - began) / unit)
     return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def devices(n: int) -> list[jax.Device]:
+    """The first n devices; 0 = all.
+
+    Raises:
+        ConfigError: if there are not so many.
+    """
+    found = jax.devices()
+    if n > len(found):
+        raise ConfigError(f"--devices {n}: there are {len(found)}.")
+    return found[: n or len(found)]
 
 
 def pin() -> None:

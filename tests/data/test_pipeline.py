@@ -60,6 +60,28 @@ def test_processes_hold_the_rows_of_one(processes):
         )
 
 
+@pytest.mark.parametrize("cache_mib, kept", [(1, 20), (0.005, 6), (0, 0)])
+def test_what_is_kept_in_memory_does_not_matter(cache_mib, kept):
+    """Encoded images are decoded once, as many as have room; 768 bytes each."""
+    records = []
+    for i in range(20):
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(buffer, "PNG")
+        records.append({"image": buffer.getvalue(), "id": str(i)})
+
+    def epochs(cache_mib):
+        streams = pipeline.Streams({"image": "decode|crop(12)|flip"}, 3, cache_mib=cache_mib)
+        streams.find_spec(records)
+        data = pipeline.Pipeline(pipeline.Mixed([records], [1.0], 3), streams, 10)
+        return streams, take(data.batches(0), 6)
+
+    streams, found = epochs(cache_mib)
+    for a, b in zip(found, epochs(0)[1], strict=True):
+        equal(a, b)
+    memory = streams.hosts["image"].memory
+    assert len(memory.kept if memory else ()) == kept
+
+
 def test_threads_do_not_matter():
     for a, b in zip(take(make().batches(0, threads=1), 4), take(make().batches(0, threads=4), 4), strict=True):
         equal(a, b)
