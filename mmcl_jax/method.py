@@ -68,8 +68,11 @@ class Method:
         for name, stream in streams.items():
             modality = name.split("/")[0]
             rngs = {"dropout": ctx.key(f"dropout {name}")} if ctx.train and ctx.rng is not None else {}
-            variables = {"params": params[modality]}
-            encoded[name] = self.encoders[modality].apply(variables, stream, train=ctx.train, rngs=rngs)
+
+            def apply(params, stream, encoder=self.encoders[modality], rngs=rngs):
+                return encoder.apply({"params": params}, stream, train=ctx.train, rngs=rngs)
+
+            encoded[name] = parallel.with_whole_weights(apply, ctx.mesh)(params[modality], stream)
         return encoded
 
     def loss(

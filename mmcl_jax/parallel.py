@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -114,6 +115,34 @@ def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params:
 
 def _path(keys: tuple) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
+
+
+def with_whole_weights(encode: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None) -> Callable:
+    """Lets devices that share weights compute each with all of them, on its own rows.
+
+    They are gathered for the forward pass and again for the backward pass, and not kept in between (FSDP; Rajbhandari
+    et al., ZeRO, arXiv 1910.02054). Left alone, the compiler may split features instead and send activations around.
+
+    Args:
+        encode: (weights, rows [B, ...]) -> pytree of [B, ...].
+        mesh: of the rows.
+
+    Returns:
+        A function like `encode`; itself, where weights are whole anyway.
+    """
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return encode
+
+    def spread(x):
+        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, by_rows(mesh)), x)
+
+    def gather_first(weights, rows):
+        weights = jax.tree.map(lambda w: lax.with_sharding_constraint(w, replicated(mesh)), weights)
+        weights = jax.tree.map(lambda w: checkpoint_name(w, "whole weights"), weights)
+        return spread(encode(weights, spread(rows)))
+
+    policy = jax.checkpoint_policies.save_anything_except_these_names("whole weights")
+    return jax.checkpoint(gather_first, policy=policy)
 
 
 def in_chunks(encode: Callable[[PyTree, PyTree, Array], PyTree], n: int, mesh: Mesh | None) -> Callable:

@@ -177,3 +177,19 @@ def test_initialisation_happens_sharded(repository, tmp_path):
     found = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)}
     assert not found & (shapes - shared), found & (shapes - shared)
     assert shared <= found
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_shared_weights_travel_and_activations_stay(repository, chunks):
+    """Rows are encoded where they are: all that moves are weights, their gradients and the embeddings."""
+    method, params, extra, batch = model(repository, "encoders.image.depth=1", "encoders.text.depth=1")
+    batch = jax.tree.map(lambda x: jnp.tile(x, (16, *[1] * (x.ndim - 1))), batch)  # 512 rows: activations are large
+    mesh = parallel.make_mesh({"data": 1, "fsdp": 8})
+    placed = jax.device_put(params, parallel.state_sharding(params, mesh))
+    rows = jax.device_put(batch, parallel.by_rows(mesh))
+    compiled = compile_gradient(method, extra, mesh, chunks).lower(placed, rows).compile()
+    found = hlo.collectives(compiled.as_text())
+    weights = sum(x.nbytes for x in jax.tree.leaves(params))
+    embeddings = 512 * 32 * 4
+    assert weights < sum(c.output_bytes for c in found) < 4 * weights + 4 * embeddings
+    assert not [c for c in found if c.kind == "all-to-all" and c.output_bytes > embeddings]
