@@ -14,7 +14,9 @@ def base() -> ConfigDict:
             seed=0,  # of initial weights, data order and augmentations
             steps=1000,
             batch=256,  # global, over all devices and processes
-            chunks=1,  # parts in which each device encodes its rows, one after another: less memory, a third more work
+            # Parts in which each device encodes its rows, one after another: less memory, a third more work. What
+            # dropout drops, if there is any, depends on it.
+            chunks=1,
             dtype="float32",  # of the encoders' computation: float32 or bfloat16; parameters and losses are float32
             method=dict(name=""),  # and the arguments of its make()
             encoders=dict(),  # modality -> name of a file in mmcl_jax/encoders, and the arguments of its make()
@@ -26,7 +28,7 @@ def base() -> ConfigDict:
                 # Trained on the captions (fields after `record`) unless path names a saved one.
                 tokenizer=dict(path="", vocab=8192, fields=("text",), lower=True),
                 threads=2,  # that read and decode, a batch each; one is best for small pictures, more for photos
-                cache_mib=0,  # memory for decoded examples, so that small sets are decoded once; 0 = none
+                cache_mib=0,  # memory of each process and worker for decoded examples: small sets are decoded once
                 workers=0,  # processes that do so, instead of threads
                 prefetch=4,  # batches
                 fault_budget=0.05,  # stop when a larger share of the examples can't be read

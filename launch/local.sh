@@ -4,7 +4,7 @@
 #   bash launch/local.sh [--processes N] [--devices M] [--dry-run] [--help] ARGUMENTS OF `mmcl train`
 #
 #   --processes N  how many; default: 1
-#   --devices M    virtual CPU devices a process; default: the devices that the machine has
+#   --devices M    virtual CPU devices a process; default: one of the machine's GPUs each, all of them for one process
 #   --dry-run      print the command lines, start nothing
 #   MMCL_VENV      folder of the virtual environment; default: .venv of the clone
 #
@@ -30,6 +30,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 403)) || die "bash 4.3 or newer is needed; this is $BASH_VERSION"
 [ ${#arguments[@]} -gt 0 ] || die "nothing to train: give the arguments of mmcl train (see --help)"
 
 if [ -n "$devices" ]; then
@@ -50,16 +51,20 @@ for ((i = 0; i < processes; i++)); do
   if [ "$processes" -gt 1 ]; then
     command+=(--coordinator "127.0.0.1:$port" --processes "$processes" --process "$i")
   fi
+  own=() # environment of this process alone
+  if [ "$processes" -gt 1 ] && [ -z "$devices" ]; then own=("JAX_LOCAL_DEVICE_IDS=$i"); fi
   if $dry_run; then
     [ -z "$devices" ] || printf 'JAX_PLATFORMS=%q XLA_FLAGS=%q ' "$JAX_PLATFORMS" "$XLA_FLAGS"
+    [ -z "${own[*]-}" ] || printf '%s ' "${own[@]}"
     printf '%q ' "${command[@]}" && echo
   else
-    "${command[@]}" &
+    env ${own[@]+"${own[@]}"} "${command[@]}" &
     children+=($!)
   fi
 done
 
 exit_code=0
+if $dry_run; then exit 0; fi
 running=${#children[@]}
 while [ "$running" -gt 0 ]; do
   code=0
@@ -71,9 +76,18 @@ while [ "$running" -gt 0 ]; do
   done
   if [ "$code" -ne 0 ] && [ "$alive" -lt "$running" ] && [ "$exit_code" -eq 0 ]; then
     exit_code=$code
-    # 42 and 130 are stops that all processes agree on; after any other failure the rest would wait for ever.
-    if [ "$code" -ne 42 ] && [ "$code" -ne 130 ]; then kill -TERM "${children[@]}" 2> /dev/null || true; fi
+    # 42 and 130 are stops that all processes agree on. After any other failure the rest would wait for the one that
+    # is gone, and take SIGTERM for a wish to stop together.
+    if [ "$code" -ne 42 ] && [ "$code" -ne 130 ]; then
+      sleep 3
+      kill -KILL "${children[@]}" 2> /dev/null || true
+    fi
   fi
   running=$alive
+done
+for child in "${children[@]}"; do # those that ended while another was looked at
+  code=0
+  wait "$child" 2> /dev/null || code=$?
+  if [ "$code" -ne 0 ] && [ "$code" -ne 127 ] && [ "$exit_code" -eq 0 ]; then exit_code=$code; fi
 done
 exit "$exit_code"

@@ -65,14 +65,9 @@ def build(config: ConfigDict, workdir: Path, mesh: Mesh, begun: bool = False) ->
     sources, weights = pipeline.open_sources(config.data.train)
     inherited = None if begun else predict.inherited_tokenizer(config)
 
-    def tokenizer(there: bool):
-        return pipeline.make_tokenizer(config.data, sources, workdir, there, inherited)
-
-    processes.from_first(lambda: bool(tokenizer(begun)))
-    tokenizer = tokenizer(True)  # that of the first process
-    streams = pipeline.Streams(
-        config.data.streams, config.seed, tokenizer, config.data.record, config.data.get("cache_mib", 0)
-    )
+    processes.from_first(lambda: bool(pipeline.make_tokenizer(config.data, sources, workdir, begun, inherited)))
+    tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, True)  # what the first process made
+    streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record, config.data.cache_mib)
     eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
     for part in (streams, eval_streams):
         part.find_spec(*sources)
@@ -88,9 +83,7 @@ def build(config: ConfigDict, workdir: Path, mesh: Mesh, begun: bool = False) ->
         return step.init_state(method, optimizer, sample, key)
 
     shapes = jax.eval_shape(init, jax.random.key(config.seed))
-    sharding = named.checked(
-        "mesh.rules", parallel.state_sharding, shapes, mesh, config.mesh.get("rules", ()), shapes.params
-    )
+    sharding = named.checked("mesh.rules", parallel.state_sharding, shapes, mesh, config.mesh.rules, shapes.params)
     check_vocabulary(config, tokenizer, shapes.params)
     evals.check(predictor, config.evals, config.data.train)
     train_step = step.make_train_step(method, optimizer, by, schedule, device, mesh, config)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("MMCL_TRACEBACK"):
             raise
         print(f"mmcl {arguments.command}: {e}", file=sys.stderr)
-        return 1 if isinstance(e, RunError) else 2
+        code = 1 if isinstance(e, RunError) else 2
+        _leave_the_others(code)
+        return code
+    except Exception:
+        if _is_one_of_several():
+            traceback.print_exc()
+            _leave_the_others(1)
+        raise
+
+
+def _leave_the_others(code: int) -> None:
+    """Ends one of several processes at once: a proper exit would wait for the others, and they for it."""
+    if _is_one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,9 +118,14 @@ def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str
 
 
 def _train(arguments) -> int:
+    import jax
+
     from mmcl_jax import config, log, processes, train
 
     processes.join(arguments.coordinator, arguments.processes, arguments.process)
+    if not jax.config.jax_compilation_cache_dir:  # a run that goes on, or is like another, starts warm
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "mmcl_jax"))
+        jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
     log.console.quiet = not processes.is_first()
     loaded = config.load(arguments.config, arguments.overrides)
     workdir = arguments.workdir or _default_workdir(arguments.config)

@@ -169,7 +169,11 @@ def check_continuation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> d
     """
     changed = diff(saved, config)
 
+    dropout = any(key.endswith(".dropout") and value for key, value in flat(config))
+
     def soft(key):
+        if key == "chunks" and dropout:
+            return False  # what is dropped depends on it
         return key.startswith(SOFT) or key.startswith("data.train.") and key.split(".")[-1] in PLACES
 
     hard = {k: v for k, v in changed.items() if not soft(k)}

@@ -34,7 +34,9 @@ def say(text: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """A line that should not be missed."""
+    """A line that should not be missed; also told by processes that are quiet else."""
+    if console.quiet:
+        print(f"warning: {text}", file=sys.stderr)
     console.print(f"warning: {text}", style="yellow", markup=False)
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -138,11 +137,11 @@ def with_whole_weights(encode: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | 
 
     def gather_first(weights, rows):
         weights = jax.tree.map(lambda w: lax.with_sharding_constraint(w, replicated(mesh)), weights)
-        weights = jax.tree.map(lambda w: checkpoint_name(w, "whole weights"), weights)
         return spread(encode(weights, spread(rows)))
 
-    policy = jax.checkpoint_policies.save_anything_except_these_names("whole weights")
-    return jax.checkpoint(gather_first, policy=policy)
+    # Neither the gathered weights may be kept, nor what is a mere copy of them in another shape or dtype.
+    copies = ("sharding_constraint", "convert_element_type", "reshape", "transpose")
+    return jax.checkpoint(gather_first, policy=lambda primitive, *_, **__: primitive.name not in copies)
 
 
 def in_chunks(encode: Callable[[PyTree, PyTree, Array], PyTree], n: int, mesh: Mesh | None) -> Callable:
@@ -154,7 +153,8 @@ def in_chunks(encode: Callable[[PyTree, PyTree, Array], PyTree], n: int, mesh: M
 
     Args:
         encode: (weights, rows [B, ...], chunk's number []) -> pytree of [B, ...]. Randomness must come from the number,
-            which also tells devices apart where the weights are whole on each.
+            which also tells devices apart where the weights are whole on each: what dropout drops depends on the
+            number of chunks and of devices, as it does not without chunks.
         n: chunks of each device's rows; they must divide.
         mesh: of the rows; None on one device.
 

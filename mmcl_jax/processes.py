@@ -33,6 +33,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     Raises:
         ConfigError: if only some of the three are given, or a number is out of range.
     """
+    if jax.distributed.is_initialized():
+        return
     given = {"--coordinator": bool(coordinator), "--processes": processes > 0, "--process": process >= 0}
     if any(given.values()):
         missing = [name for name, there in given.items() if not there]
@@ -46,18 +48,27 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         jax.distributed.initialize(coordinator, processes, process)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         jax.distributed.initialize(local_device_ids=_slurm_devices())
-    elif importlib.util.find_spec("libtpu") and os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+    elif importlib.util.find_spec("libtpu") and (os.environ.get("JAX_PLATFORMS") or "tpu").startswith("tpu"):
         try:
             jax.distributed.initialize()
-        except ValueError:  # libtpu is installed, but there is no TPU
-            pass
+        except ValueError as e:
+            if "coordinator_address" not in str(e):  # that would be libtpu without a TPU: alone
+                raise
 
 
 def _slurm_devices() -> list[int] | None:
-    """All GPUs of the node where SLURM starts one task a node; None for JAX's default, the task's own one."""
-    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    """This task's GPUs: all that SLURM lets it see, or, where tasks see all of the node, its share of them."""
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
-    return list(range(gpus)) if gpus > 1 and tasks and int(tasks[0]) == 1 else None
+    if not gpus:
+        return None  # JAX's default
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = len(seen.split(",")) if seen else gpus
+    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    share = gpus // int(tasks[0])
+    if visible < gpus or not share:
+        return list(range(visible))
+    first = int(os.environ.get("SLURM_LOCALID", 0)) * share
+    return list(range(first, first + share))
 
 
 def is_first() -> bool:

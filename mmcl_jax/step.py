@@ -63,7 +63,7 @@ def make_train_step(
             return method.loss(optim.freeze(params, by), state.extra, batch, ctx)
 
         (loss, (extra, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        grads = jax.lax.optimization_barrier(grads)
+        grads = jax.lax.optimization_barrier(grads)  # or XLA:CPU fuses their norm into each, and takes long over it
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params, extra = method.after_update(optax.apply_updates(state.params, updates), extra, ctx)

@@ -71,7 +71,8 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
     if on:
         describe(config, workdir, mesh, streams, parts.sources, parts.shapes.params)
         for key, (old, new) in changed.items():
-            log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
+            if old is not None:  # a key that is new since then
+                log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
 
     # ---- State: where it was, or from another run, or from scratch -------------------------------------------------
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)

@@ -110,7 +110,7 @@ class Ctx:
         step: [] int32, for schedules inside a method.
         rng: key of this step; take randomness from `key(name)`.
         chunks: parts in which each device's rows are encoded, one after another, to save memory.
-        loss: `config.loss`, passed to every loss that has arguments of these names: the form it takes.
+        loss: `config.loss`, passed to every loss that has all of these arguments: the form it takes.
     """
 
     mesh: Mesh | None = None
@@ -136,8 +136,8 @@ class Ctx:
         Rows that don't divide among the devices are filled up with rows marked absent, which needs
         `loss_fn` to have a `present` argument.
         """
-        # A wrapper's signature may be (*rows, **shared): then nothing of the config is for it.
-        known = {k: v for k, v in self.loss.items() if k in inspect.signature(loss_fn).parameters}
+        # What the config says is for losses that have several forms, and so all of these arguments.
+        known = dict(self.loss) if set(self.loss) <= set(inspect.signature(loss_fn).parameters) else {}
 
         def loss(*rows, **shared):
             shared = known | shared

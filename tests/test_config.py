@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mmcl_jax import config as configs
+from mmcl_jax.losses import plan
 from mmcl_jax.named import ConfigError
 
 
@@ -88,3 +89,15 @@ def test_a_continuation_may_change_little(tiny):
     assert list(configs.check_continuation(saved_moved, moved.to_dict())) == ["data.train.path"]
     with pytest.raises(ConfigError, match="optim.lr: 0.003 -> 0.5"):
         configs.check_continuation(saved, tiny("optim.lr=0.5").to_dict())
+
+
+def test_forms_of_losses_are_those_that_there_are():
+    assert configs.IMPLS == ("auto", *plan.IMPLS)
+
+
+def test_chunks_belong_to_a_run_with_dropout(repository):
+    saved = configs.load(f"{repository}/configs/clip_emoji.py:tiny").to_dict()
+    assert configs.check_continuation(saved, saved | {"chunks": 2})
+    saved["encoders"]["text"]["dropout"] = 0.1
+    with pytest.raises(ConfigError, match="chunks: 1 -> 2"):
+        configs.check_continuation(saved, saved | {"chunks": 2})

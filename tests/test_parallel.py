@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from mmcl_jax import config as configs
 from mmcl_jax import method as methods
@@ -177,6 +178,29 @@ def test_initialisation_happens_sharded(repository, tmp_path):
     found = {tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)}
     assert not found & (shapes - shared), found & (shapes - shared)
     assert shared <= found
+
+
+def test_shared_weights_are_not_kept_whole(capsys):
+    """What the backward pass keeps are shares; it gathers again. Also where the computation is in another dtype."""
+    mesh = parallel.make_mesh({"data": 1, "fsdp": 8})
+    weights = jax.device_put([jnp.ones((64, 64))] * 4, jax.sharding.NamedSharding(mesh, jax.P("fsdp")))
+    rows = jax.device_put(jnp.ones((8, 64)), parallel.by_rows(mesh))
+
+    def encode(weights, rows):
+        for w in weights:
+            rows = jnp.tanh(rows @ w.astype(jnp.bfloat16).astype(jnp.float32))
+        return rows
+
+    def loss(weights, rows):
+        return parallel.with_whole_weights(encode, mesh)(weights, rows).sum()
+
+    print_saved_residuals(loss, weights, rows)
+    kept = [line for line in capsys.readouterr().out.splitlines() if "[64,64]" in line]
+    assert len(kept) == 4 and all("from the argument weights" in line for line in kept), kept
+    text = jax.jit(jax.grad(loss)).lower(weights, rows).compile().as_text()
+    assert len([c for c in hlo.collectives(text) if c.kind == "all-gather"]) >= 7, "the last one's serves both passes"
+    ours, plain = jax.jit(jax.grad(loss))(weights, rows), jax.grad(lambda w: encode(w, rows).sum())(weights)
+    close(ours, plain)
 
 
 @pytest.mark.parametrize("chunks", [1, 4])

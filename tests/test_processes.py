@@ -97,12 +97,22 @@ def test_slurm_is_recognised(repository):
         assert child.returncode == 0 and "0 of 2, 2 devices" in output, output
 
 
-def test_one_task_a_node_has_all_its_gpus(monkeypatch):
-    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x4)")
-    assert processes._slurm_devices() == list(range(8))
-    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "8(x4)")
+@pytest.mark.parametrize(
+    "tasks, visible, local, devices",
+    [
+        ("1(x4)", "0,1,2,3,4,5,6,7", "0", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("8(x4)", "0,1,2,3,4,5,6,7", "3", [3]),
+        ("2(x4)", "0,1,2,3,4,5,6,7", "1", [4, 5, 6, 7]),
+        ("8(x4)", "0", "3", [0]),  # --gpus-per-task with binding
+    ],
+)
+def test_gpus_of_a_slurm_task(monkeypatch, tasks, visible, local, devices):
+    for key, value in dict(SLURM_STEP_TASKS_PER_NODE=tasks, CUDA_VISIBLE_DEVICES=visible, SLURM_LOCALID=local).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
     assert processes._slurm_devices() is None
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    assert processes._slurm_devices() == devices
 
 
 @pytest.mark.parametrize(

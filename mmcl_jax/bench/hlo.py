@@ -58,7 +58,8 @@ def _walk(computations: dict[str, list[str]], name: str, times: int, in_loop: bo
         operation = _OPERATION.match(line)
         if not operation:
             continue
-        output, kind = operation[1], operation[2].removesuffix("-start")
+        # Where one begins and ends in two operations, the second one has the output, and only that.
+        output, kind = operation[1], operation[2].removesuffix("-done")
         if kind in COLLECTIVES:
             yield Collective(kind, _size(output), times, in_loop)
             continue  # what it calls is the sum of two numbers

@@ -52,18 +52,22 @@ def measure(
 
     Yields:
         A row per form: `temp_mib` per device as compiled, `collective_mib` that collectives make on a device,
-        `matmul_units` of rows x batch x dim a device, `time_ratio` to the usual scheme's (or the first form's).
+        `matmul_units` of rows x batch x dim a device, `time_ratio` to `local_rows`, the usual scheme of info_nce,
+        timed in the same rounds.
 
     Raises:
         ConfigError: for a form that does not exist, or rows that don't divide.
     """
     mesh = parallel.make_mesh(devices=timing.devices(devices))
+    for flag, rows in (("--batch", batch), ("--time_batch", time_batch)):
+        if rows % mesh.size:
+            raise ConfigError(f"{flag} {rows} does not divide among {mesh.size} devices.")
     forms = _forms(loss, impls)
     times = {}
     if time_batch:
-        runs = {impl: _runnable(form, mesh, time_batch, dim, dtype, chunk) for impl, form in forms.items()}
+        timed = {BASELINE: local_rows} | forms
+        runs = {impl: _runnable(form, mesh, time_batch, dim, dtype, chunk) for impl, form in timed.items()}
         times = timing.alternate(runs, rounds)
-    base = times.get(BASELINE) or next(iter(times.values()), 0)
     for impl, form in forms.items():
         compiled, flops = compile_form(form, mesh, batch, dim, dtype, chunk)
         yield {
@@ -72,21 +76,22 @@ def measure(
             "collective_mib": round(hlo.mib(hlo.collectives(compiled.as_text())), 1),
             "matmul_units": round(flops / (2 * batch * batch * dim), 2),
         } | ({"time_batch": time_batch, "ms": round(1e3 * times[impl], 1),
-              "time_ratio": round(times[impl] / base, 3)} if times else {})  # fmt: skip
+              "time_ratio": round(times[impl] / times[BASELINE], 3)} if times else {})  # fmt: skip
 
 
 def largest(
     loss: str, impls: Sequence[str], devices: int, dim: int, dtype: str, chunk: int, limit_mib: float
 ) -> Iterator[dict[str, Any]]:
-    """Doubles the batch, from 1,024, until the compiled program takes more than `limit_mib` a device.
+    """Doubles the batch, from 1,024 or a little less, until the compiled program takes more than `limit_mib` a device.
 
     Yields:
         A row per form: the `largest_batch` that takes less, and `temp_mib`, batch -> MiB, for those tried.
     """
     mesh = parallel.make_mesh(devices=timing.devices(devices))
+    first = 1024 // mesh.size * mesh.size
     for impl, form in _forms(loss, impls).items():
         temps: dict[int, float] = {}
-        batch = 1024
+        batch = first
         while not temps or max(temps.values()) <= limit_mib:
             compiled, _ = compile_form(form, mesh, batch, dim, dtype, chunk)
             temps[batch] = round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -136,7 +137,7 @@ def resolve(op: Op, module: ModuleType) -> Callable:
 
 
 class Memory:
-    """Keeps results up to a number of bytes; what comes after that is not kept.
+    """Keeps arrays up to a number of bytes; what comes after that is made anew each time.
 
     Args:
         limit: bytes.
@@ -145,15 +146,16 @@ class Memory:
     def __init__(self, limit: int):
         self.left, self.kept = limit, {}
 
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What is kept of `key`, or what `make` makes."""
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is kept of `key`, or what `make` makes; an array can't be written to, as the next one gets the same."""
         if key in self.kept:
             return self.kept[key]
         value = make()
-        if isinstance(value, np.ndarray) and value.nbytes <= self.left:
-            value.setflags(write=False)  # the next one gets the same array
-            self.left -= value.nbytes
-            self.kept[key] = value
+        if isinstance(value, np.ndarray):
+            value.setflags(write=False)
+            if value.nbytes <= self.left:
+                self.left -= value.nbytes
+                self.kept[key] = value
         return value
 
 
@@ -193,7 +195,9 @@ class HostOps:
         """Runs the chain on a value of the record at `position` of the global stream."""
         if self.memory is None or not self.fixed or not isinstance(value, bytes | str):
             return self._run(0, len(self.ops), value, position)
-        key = (self.ops[: self.fixed], value)
+        # By what the ops do, not by whose they are: two views of one image share what is decoded.
+        ops = tuple((op.name, op.args, op.kwargs) for op in self.ops[: self.fixed])
+        key = (ops, hashlib.sha256(value).digest() if isinstance(value, bytes) else value)
         value = self.memory.get(key, lambda: self._run(0, self.fixed, value, position))
         return self._run(self.fixed, len(self.ops), value, position)
 

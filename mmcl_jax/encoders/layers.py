@@ -130,7 +130,8 @@ def flat_dot_general(a: Array, b: Array, dimension_numbers, precision=None, pref
     """
     ((contracted, others), _) = dimension_numbers
     n = len(contracted)
-    assert tuple(contracted) == tuple(range(a.ndim - n, a.ndim)) and tuple(others) == tuple(range(n)), dimension_numbers
+    if tuple(contracted) != tuple(range(a.ndim - n, a.ndim)) or tuple(others) != tuple(range(n)):
+        raise ValueError(f"{dimension_numbers} are not a's last and b's first dimensions.")
     k = math.prod(b.shape[:n])
     out = jax.lax.dot_general(
         a.reshape(-1, k),

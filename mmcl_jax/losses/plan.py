@@ -101,8 +101,10 @@ def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: floa
     def cost(impl):
         return estimate(impl, x.shape[0], devices, x.shape[1], chunk, max(4, x.dtype.itemsize))
 
+    possible = IMPLS if devices > 1 else IMPLS[:-1]  # one device is no ring
     if impl == "auto":
-        impl = next((i for i in IMPLS if cost(i) <= budget_mib), IMPLS[-1])
+        impl = next((i for i in possible if cost(i) <= budget_mib), possible[-1])
+    impl = impl if impl in possible else "chunked"
     plan = Plan(loss, impl, x.shape[0], x.shape[0] * devices, chunk, cost(impl))
     if (heard := _heard.get()) is not None and plan not in heard:
         heard.append(plan)

@@ -175,7 +175,8 @@ def in_batch_accuracy(
         y: [b, D] unit vectors.
         present: [b] bool or None.
         axis: mesh axes of the rows.
-        impl: as for `info_nce`; "shared_tile" shares the loss's tile.
+        impl: as for `info_nce`. As "shared_tile" it shares the loss's tile; as the others it goes over the columns
+            once more, a fifth of such a loss.
         budget_mib: as for `info_nce`.
         chunk: as for `info_nce`.
 

@@ -61,6 +61,20 @@ def test_collectives_of_compiled_programs():
     assert hlo.mib(blocks) == (3 * 7 + 1) * b * d * f32 / 2**20
 
 
+ASYNC = """
+ENTRY %main (p: f32[8,16]) -> f32[64,16] {
+  %p = f32[8,16]{1,0} parameter(0)
+  %ag = (f32[8,16]{1,0}, f32[64,16]{1,0}) all-gather-start(%p), dimensions={0}
+  ROOT %done = f32[64,16]{1,0} all-gather-done(%ag)
+}
+"""
+
+
+def test_collectives_that_begin_and_end_count_once():
+    """As GPUs and TPUs have them: the operation that begins has its input in its shape, too."""
+    assert hlo.collectives(ASYNC) == [hlo.Collective("all-gather", 64 * 16 * 4, 1, False)]
+
+
 def test_variants_alternate():
     order = []
     times = timing.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
@@ -78,7 +92,7 @@ def test_loss(capsys):
     assert [r["impl"] for r in rows] == ["naive", "local_rows", "shared_tile", "chunked", "ring"]
     wanted = {"impl", "batch", "dim", "devices", "temp_mib", "collective_mib", "matmul_units", "time_ratio"}
     assert all(wanted <= set(r) for r in rows)
-    assert rows[1]["time_ratio"] == 1 and rows[0]["devices"] == 8
+    assert rows[1]["impl"] == "local_rows" and rows[1]["time_ratio"] == 1 and rows[0]["devices"] == 8
     temp = {r["impl"]: r["temp_mib"] for r in rows}
     assert temp["naive"] > temp["local_rows"] > temp["shared_tile"] > temp["chunked"]
     table = bench(capsys, *small, "--loss", "sigmoid", "--impl", "chunked,ring", "--time_batch", "0")
@@ -100,6 +114,7 @@ def test_largest_batch(capsys, tmp_path):
         (("loss", "--impl", "rings"), "info_nce has naive, local_rows"),
         (("loss", "--loss", "softmax"), "possible: info_nce, sigmoid"),
         (("loss", "--devices", "9"), "there are 8"),
+        (("loss", "--devices", "3", "--batch", "256"), "--batch 256 does not divide among 3 devices"),
         (("step", "--config", "configs/clip_emoji.py:tiny", "--config.chunks=7"), "chunks=7"),
     ],
 )
