@@ -350,7 +350,7 @@ def start_from(config: Any, state: TrainState, optimizer: Any, sharding: PyTree)
         FileNotFoundError: if there is no such run.
         ConfigError: if nothing fits.
     """
-    other = load(config.run)
+    other = load(config.run, mesh=jax.tree.leaves(sharding)[0].mesh)
     theirs = dict(zip(jax.tree.leaves(optim.paths(other.params)), jax.tree.leaves(other.params), strict=True))
     names = optim.paths(state.params)
     ours = dict(zip(jax.tree.leaves(names), jax.tree.leaves(state.params), strict=True))

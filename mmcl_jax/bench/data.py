@@ -23,7 +23,7 @@ def measure(config: ConfigDict, devices: int = 0, records: int = 512, batches: i
         config: as for training.
         devices: default: all.
         records: how many the single stages are timed on.
-        batches: how many the whole pipeline is timed on, after a first one.
+        batches: how many the whole pipeline is timed on, after as many or an epoch: what is kept in memory is there.
 
     Yields:
         A row per stage: `records_per_s` by the clock, `us_per_record`, and what the stage makes of a record, in bytes.
@@ -55,7 +55,9 @@ def measure(config: ConfigDict, devices: int = 0, records: int = 512, batches: i
 
     data = pipeline.Pipeline(mixed, streams, config.batch)
     ready = iter(data.batches(0, config.data.threads, config.data.prefetch, config.data.workers))
-    batch = next(ready)
+    epoch = sum(len(s) for s in sources) // config.batch + 1
+    for _ in range(min(batches, epoch) + config.data.prefetch):
+        batch = next(ready)
     began = time.perf_counter()
     for _ in range(batches):
         batch = next(ready)

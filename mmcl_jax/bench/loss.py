@@ -63,7 +63,7 @@ def measure(
         if rows % mesh.size:
             raise ConfigError(f"{flag} {rows} does not divide among {mesh.size} devices.")
     forms = _forms(loss, impls)
-    times = {}
+    times = None
     if time_batch:
         timed = {BASELINE: local_rows} | forms
         runs = {impl: _runnable(form, mesh, time_batch, dim, dtype, chunk) for impl, form in timed.items()}
@@ -75,8 +75,8 @@ def measure(
             "temp_mib": round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
             "collective_mib": round(hlo.mib(hlo.collectives(compiled.as_text())), 1),
             "matmul_units": round(flops / (2 * batch * batch * dim), 2),
-        } | ({"time_batch": time_batch, "ms": round(1e3 * times[impl], 1),
-              "time_ratio": round(times[impl] / times[BASELINE], 3)} if times else {})  # fmt: skip
+        } | ({"time_batch": time_batch, "ms": round(1e3 * times.median(impl), 1),
+              "time_ratio": round(times.ratio(impl, BASELINE), 3)} if times else {})  # fmt: skip
 
 
 def largest(

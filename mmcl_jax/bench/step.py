@@ -73,7 +73,7 @@ def measure(config: ConfigDict, devices: int = 0, rounds: int = 7, data_steps: i
         return metrics
 
     times = timing.alternate({"step": step, "gemm": gemm(config.dtype, mesh)}, rounds)
-    gemm_rate = 2 * GEMM**3 * mesh.size / times["gemm"]
+    seconds_step, gemm_flops = times.median("step"), 2 * GEMM**3 * mesh.size
 
     waited, began_steps = 0.0, time.perf_counter()
     for _ in range(data_steps):
@@ -87,9 +87,10 @@ def measure(config: ConfigDict, devices: int = 0, rounds: int = 7, data_steps: i
         "method": config.method.name, "batch": config.batch, "chunks": config.chunks, "dtype": config.dtype,
         "devices": mesh.size, "mesh": "x".join(str(n) for n in mesh.shape.values()),
         "examples_per_s": round(config.batch * data_steps / seconds, 1), "data_wait": round(waited / seconds, 3),
-        "step_ms": round(1e3 * times["step"], 1),
-        "gflop": round(flops / 1e9, 2), "gflop_per_s": round(flops / times["step"] / 1e9, 1),
-        "gemm_gflop_per_s": round(gemm_rate / 1e9, 1), "utilisation": round(flops / times["step"] / gemm_rate, 3),
+        "step_ms": round(1e3 * seconds_step, 1),
+        "gflop": round(flops / 1e9, 2), "gflop_per_s": round(flops / seconds_step / 1e9, 1),
+        "gemm_gflop_per_s": round(gemm_flops / times.median("gemm") / 1e9, 1),
+        "utilisation": round(flops / gemm_flops * times.ratio("gemm", "step"), 3),
         "trace_s": round(traced - began, 2), "compile_s": round(compile_s, 2),
         "temp_mib": round(memory.temp_size_in_bytes / 2**20, 1),
         "state_mib": round(memory.alias_size_in_bytes / 2**20, 1), "peak_mib": round(_peak(memory), 1),

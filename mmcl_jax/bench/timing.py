@@ -12,28 +12,37 @@ import jax
 from mmcl_jax.named import ConfigError
 
 
-def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, unit: int = 1) -> dict[str, float]:
-    """Median seconds of each variant.
+class Times(dict[str, list[float]]):
+    """Variant -> seconds of each round."""
+
+    def median(self, name: str) -> float:
+        """Seconds of a variant."""
+        return statistics.median(self[name])
+
+    def ratio(self, name: str, base: str) -> float:
+        """How much longer one takes than another: a median over rounds, within which the machine is much the same."""
+        return statistics.median(a / b for a, b in zip(self[name], self[base], strict=True))
+
+
+def alternate(variants: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+    """Times variants in turns, each the second time in its turn: what memory and caches the one before left is its own.
 
     Args:
-        variants: name -> what to run; what it returns is waited for. Each is run once before, to compile.
+        variants: name -> what to run; what it returns is waited for.
         rounds: how often each is run.
-        unit: calls in a row that make one measurement, for what takes less than a clock can tell.
 
     Returns:
-        name -> seconds a call: CPU seconds of all threads of this process on a CPU, else seconds of the clock.
+        Seconds: of all threads of this process together on a CPU, else of the clock.
     """
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    for run in variants.values():
-        jax.block_until_ready(run())
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    times = Times({name: [] for name in variants})
     for _ in range(rounds):
         for name, run in variants.items():
+            jax.block_until_ready(run())
             began = clock()
-            for _ in range(unit):
-                jax.block_until_ready(run())
-            seconds[name].append((clock() - began) / unit)
-    return {name: statistics.median(s) for name, s in seconds.items()}
+            jax.block_until_ready(run())
+            times[name].append(clock() - began)
+    return times
 
 
 def devices(n: int) -> list[jax.Device]:

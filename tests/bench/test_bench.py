@@ -78,7 +78,12 @@ def test_collectives_that_begin_and_end_count_once():
 def test_variants_alternate():
     order = []
     times = timing.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
-    assert order == ["a", "b"] * 4 and set(times) == {"a", "b"}
+    assert order == ["a", "a", "b", "b"] * 3 and {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_taken_round_by_round():
+    times = timing.Times(a=[1.0, 4.0, 9.0], b=[2.0, 4.0, 3.0])  # a machine that slows down
+    assert times.median("a") == 4.0 and times.ratio("a", "b") == 1.0
 
 
 def bench(capsys, *arguments):

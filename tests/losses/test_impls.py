@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,19 @@ def test_a_scale_of_each_pair_and_bfloat16(name, impl):
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, exact, rtol=1e-5)
     check(gradient, reference, 2e-2)  # its rows are rounded to bfloat16 on their way
+
+
+def test_accuracy_shares_the_tile_of_the_loss():
+    """One product makes the logits for both, two more the gradients; y is gathered once."""
+    ctx = Ctx(make_mesh("8"), parallel.BATCH_AXES)
+
+    def both(x, y):
+        return ctx.over_batch(info_nce)(x, y, scale=3.0), ctx.over_batch(in_batch_accuracy)(x, y)
+
+    z = jax.ShapeDtypeStruct((1024, 64), jnp.float32, sharding=parallel.by_rows(ctx.mesh))
+    text = jax.jit(jax.value_and_grad(both, (0, 1), has_aux=True)).lower(z, z).compile().as_text()
+    assert len(re.findall(r" dot\(", text)) == 3
+    assert len(re.findall(r"f32\[1024,64\]\S* all-gather\(", text)) == 1
 
 
 @pytest.mark.parametrize("impl", ["shared_tile", "chunked", "ring"])
