@@ -6,9 +6,11 @@ import argparse
 import hashlib
 import logging
 import os
+import platform
 import re
 import sys
 import traceback
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,7 +126,7 @@ def _train(arguments) -> int:
 
     processes.join(arguments.coordinator, arguments.processes, arguments.process)
     if not jax.config.jax_compilation_cache_dir:  # a run that goes on, or is like another, starts warm
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "mmcl_jax"))
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "mmcl_jax" / _processor()))
         jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
     log.console.quiet = not processes.is_first()
     loaded = config.load(arguments.config, arguments.overrides)
@@ -132,6 +134,16 @@ def _train(arguments) -> int:
     changed = config.diff(config.load(arguments.config).to_dict(), loaded.to_dict())
     log.say(f"config {arguments.config}" + "".join(f"\n  {k}: {a!r} -> {b!r}" for k, (a, b) in changed.items()))
     return train.train(loaded, workdir)
+
+
+def _processor() -> str:
+    """Tells kinds of processors apart: on another one, what was compiled for this one may not run."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{zlib.crc32(flags.encode()):08x}"
 
 
 def _default_workdir(spec: str) -> Path:
