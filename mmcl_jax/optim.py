@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mmcl_jax import parallel
 from mmcl_jax.types import Array, PyTree
 
 
@@ -35,7 +36,7 @@ def warmup_cosine(peak: float, steps: int, warmup: int, *, start: float = 0.0, e
 
 def paths(params: PyTree) -> PyTree:
     """The tree with each parameter's path in its place, "image/transformer/block0/mlp/in/kernel"."""
-    return jax.tree_util.tree_map_with_path(lambda p, _: "/".join(str(getattr(k, "key", k)) for k in p), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: parallel.path_name(path), params)
 
 
 class Multipliers(NamedTuple):

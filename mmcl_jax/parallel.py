@@ -6,6 +6,7 @@ on one device, where each of them is the obvious thing to do with the whole batc
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 from mmcl_jax.types import Array, PyTree
 
 Axis = tuple[str, ...] | None
+# Of a path in a tree: "image/transformer/block0/mlp/in/kernel".
+path_name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
 BATCH_AXES = ("data", "fsdp")  # rows are spread over all axes, whether or not parameters are sharded on them
 
 
@@ -80,7 +83,9 @@ def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params:
         ValueError: for a rule that can't be read, matches nothing or asks for a dimension that does not divide.
     """
     size = mesh.shape["fsdp"]
-    shapes = {_path(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(state if params is None else params)}
+    shapes = {
+        path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(state if params is None else params)
+    }
     ruled: dict[str, int | None] = {}
     for rule in rules:
         pattern, _, where = (part.strip() for part in rule.rpartition(":"))
@@ -101,7 +106,7 @@ def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params:
 
     def place(path, x) -> NamedSharding:
         # A moment's path ends with its parameter's: "inner/0/mu/image/patches/kernel".
-        parts = _path(path).split("/")
+        parts = path_name(path).split("/")
         own = next((p for i in range(len(parts)) if shapes.get(p := "/".join(parts[i:])) == x.shape), None)
         fitting = [d for d in range(x.ndim) if x.shape[d] % size == 0 and x.shape[d] >= size]
         dim = ruled[own] if own in ruled else max(fitting, key=lambda d: x.shape[d], default=None)
@@ -110,10 +115,6 @@ def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params:
         return NamedSharding(mesh, P(*[None] * dim, "fsdp"))
 
     return jax.tree_util.tree_map_with_path(place, state)
-
-
-def _path(keys: tuple) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
 def with_whole_weights(encode: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None) -> Callable:

@@ -14,7 +14,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
-from mmcl_jax import parallel  # noqa: E402
+from mmcl_jax import log, parallel  # noqa: E402
 from mmcl_jax.types import Ctx  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags
@@ -27,6 +27,17 @@ def make_mesh(name: str):
     """A mesh of the first devices: "1", "8" or "4x2" (data x fsdp)."""
     shape = MESHES[name]
     return parallel.make_mesh(shape, jax.devices()[: shape["data"] * shape["fsdp"]])
+
+
+def finish(process) -> tuple[int, str]:
+    """Exit code and output of a process that was started with its output in a pipe."""
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """Step -> loss of a run."""
+    return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
 
 
 @pytest.fixture(params=["none", *MESHES])

@@ -134,7 +134,7 @@ def parts(repository, workdir, mesh, *overrides):
 
 def specs(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {parallel._path(path): tuple(s.spec) for path, s in leaves}
+    return {parallel.path_name(path): tuple(s.spec) for path, s in leaves}
 
 
 def test_rules_say_where_weights_live_and_their_moments_follow(repository, tmp_path):

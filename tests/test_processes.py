@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from mmcl_jax import log, named, processes
+from mmcl_jax import named, processes
+from tests.conftest import finish, losses
 
 RUN = (
     "--config", "configs/clip_emoji.py:tiny", "--config.batch=32", "--config.log.every=1", "--config.optim.warmup=2",
@@ -23,15 +24,6 @@ def local(repository, *arguments, **kwargs):
     env = os.environ | {"XLA_FLAGS": "", "MMCL_VENV": sys.prefix}
     return subprocess.Popen(["bash", "launch/local.sh", *arguments], cwd=repository, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=400)
-    return process.returncode, output
-
-
-def losses(workdir):
-    return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
 
 
 @pytest.mark.slow

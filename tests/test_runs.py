@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmcl_jax import log
+from tests.conftest import finish, losses
 
 RUN = (
     "--config", "configs/clip_emoji.py:tiny", "--config.batch=16", "--config.steps=8", "--config.log.every=1",
@@ -25,15 +25,6 @@ def mmcl(repository, *arguments, code=None, env=None, **kwargs):
     env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)} | (env or {})
     return subprocess.Popen([sys.executable, "-c", start], cwd=repository, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def losses(workdir):
-    return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
 
 
 @pytest.fixture(scope="module")
