@@ -1,4 +1,4 @@
-"""The command line: `mmcl train | eval | embed | data | bench`."""
+"""The command line: `mmcl train | eval | embed | data | sweep | table | doctor | bench`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import sys
 import traceback
 import zlib
@@ -98,6 +99,24 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--count", type=int, default=32)
     show.add_argument("--eval", action="store_true", help="the evaluation's streams instead of training's")
     show.set_defaults(run=_show)
+
+    sweep = commands.add_parser("sweep", help="train every combination of a grid; skip what is finished")
+    sweep.add_argument("--config", required=True, nargs="+", help=f"one or several; {CONFIG_HELP}")
+    sweep.add_argument("--grid", nargs="+", default=[], metavar="KEY=A,B", help="optim.lr=1e-3,3e-4 seed=0,1,2 say")
+    sweep.add_argument("--out", default="", help="folder of the runs; default: runs/sweep_<config>")
+    sweep.add_argument("--submit", default="", metavar="COMMAND",
+                       help="give each run to a scheduler: 'sbatch launch/slurm/train.sbatch' say")  # fmt: skip
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs, start none")
+    sweep.set_defaults(run=_sweep)
+
+    table = commands.add_parser(
+        "table", help="compare runs: mean and deviation over seeds, what differs between configs"
+    )
+    table.add_argument("runs", nargs="+", metavar="RUN", help="workdirs, folders under results/, or folders of those")
+    table.add_argument("--metrics", default="", help="'val/*/R@1,loss' say, with commas; default: R@1, top1, loss")
+    table.add_argument("--out", default="", metavar="NAME", help="write NAME.md, NAME.csv (all metrics) and NAME.png")
+    table.add_argument("--keep", default="", metavar="FOLDER", help="copy config and summary of each run, to keep them")
+    table.set_defaults(run=_table)
 
     command.add_to(commands, CONFIG_HELP)
     return parser
@@ -213,6 +232,49 @@ def _show(arguments) -> None:
     loaded = config.load(arguments.config, arguments.overrides)
     show.contact_sheet(loaded, Path(arguments.out), arguments.count, arguments.eval)
     log.say(f"written to {arguments.out}")
+
+
+def _sweep(arguments) -> int:
+    from mmcl_jax import sweep, table
+
+    out = arguments.out or f"runs/sweep_{'_'.join(_default_workdir(spec).name for spec in arguments.config)}"
+    runs = sweep.plan(arguments.config, arguments.grid, arguments.overrides, out)
+    if arguments.dry_run:
+        for r in runs:
+            print(f"{r.state:8} mmcl train {shlex.join(r.arguments)}")
+        return 0
+    code = sweep.run(runs, out, arguments.submit)
+    if code == 0 and not arguments.submit:
+        groups = table.group(table.read([str(r.workdir) for r in runs]))
+        print(table.markdown(groups, table.choose(groups)))
+    return code
+
+
+def _table(arguments) -> None:
+    from etils import epath
+
+    from mmcl_jax import log, table
+
+    _no_overrides(arguments)
+    runs = table.read(arguments.runs)
+    groups = table.group(runs)
+    metrics = table.choose(groups, [m for m in arguments.metrics.split(",") if m])
+    text = table.markdown(groups, metrics)
+    print(text)
+    if arguments.out:
+        md, csv, png = (epath.Path(f"{arguments.out}.{kind}") for kind in ("md", "csv", "png"))
+        md.parent.mkdir(parents=True, exist_ok=True)
+        md.write_text(text)
+        table.write_csv(groups, csv)
+        table.picture(groups, metrics, png)
+        log.say(f"written to {md}, {csv}, {png}")
+    if arguments.keep:
+        log.say(f"kept in {', '.join(map(str, table.keep(runs, arguments.keep)))}")
+
+
+def _no_overrides(arguments) -> None:
+    if arguments.overrides:
+        raise ConfigError(f"mmcl {arguments.command} takes no --config.{arguments.overrides[0]}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from mmcl_jax.named import ConfigError, checked, did_you_mean
 
 # Parts whose keys are arguments of the thing they name; that thing's own signature says which keys exist.
 OPEN = ("method", "encoders", "data.train", "data.streams", "data.eval_streams", "evals")
-# What may differ between a run and its continuation; the rest would make it another experiment.
-SOFT = ("steps", "log", "evals", "eval_every", "checkpoint", "data.threads", "data.workers", "data.prefetch",
-        "data.cache_mib", "data.fault_budget", "mesh", "loss", "chunks", "max_bad_steps")  # fmt: skip
+# How a run is computed and watched, not what comes out of it: this, and its length, may change when it is continued.
+HOW = ("evals", "eval_every", "log", "profile", "checkpoint", "data.threads", "data.workers", "data.prefetch",
+       "data.cache_mib", "data.fault_budget", "mesh", "loss", "chunks", "max_bad_steps")  # fmt: skip
 IMPLS = ("auto", "shared_tile", "chunked", "ring")  # of losses: see losses/plan.py
 # Where the training data lies; the same data may lie elsewhere on the machine that goes on.
 PLACES = ("path", "root", "data_dir")
@@ -40,15 +40,14 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         ConfigError: if the file is not there or has no `get_config`, or an override names an unknown key or has
             the wrong type.
     """
-    path, _, arg = spec.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem not in ("common", "__init__"))
-        raise ConfigError(f"There is no config {path}." + (f" There is: {', '.join(near)}." if near else ""))
+    file, arg = _find(spec)
     if file.suffix == ".json":
         config = ConfigDict(json.loads(file.read_text()))
     else:
-        config = _run_file(file, arg)
+        module = _module(file)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"{file} has no function get_config(arg).")
+        config = checked(str(file), module.get_config, *filter(None, [arg]))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -57,8 +56,32 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
-def _run_file(file: Path, arg: str) -> ConfigDict:
-    """Runs `get_config` of a file; its folder acts as a package, so that `from . import common` works."""
+def sweep(spec: str) -> list[dict[str, Any]]:
+    """The runs that a config file's own `sweep()` asks for, {"optim.lr": 1e-3, "seed": 1} each; [{}] if it has none.
+
+    Raises:
+        ConfigError: if there is no such file, or it asks for something else.
+    """
+    file, _ = _find(spec)
+    function = getattr(_module(file), "sweep", None) if file.suffix == ".py" else None
+    runs = list(checked(str(file), function)) if function else [{}]
+    for run in runs:
+        if not isinstance(run, Mapping) or not all(isinstance(key, str) for key in run):
+            raise ConfigError(f"{file}: sweep() gave {run!r}; each of its runs is a dict, {{'optim.lr': 1e-3}} say.")
+    return [dict(run) for run in runs]
+
+
+def _find(spec: str) -> tuple[Path, str]:
+    path, _, arg = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem not in ("common", "__init__"))
+        raise ConfigError(f"There is no config {path}." + (f" There is: {', '.join(near)}." if near else ""))
+    return file, arg
+
+
+def _module(file: Path) -> types.ModuleType:
+    """Runs a file; its folder acts as a package, so that `from . import common` works."""
     package = f"_mmcl_configs_{abs(hash(file.resolve().parent))}"
     if package not in sys.modules:
         module = types.ModuleType(package)
@@ -67,9 +90,7 @@ def _run_file(file: Path, arg: str) -> ConfigDict:
     loader = importlib.machinery.SourceFileLoader(f"{package}.{file.stem}", str(file))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{file} has no function get_config(arg).")
-    return checked(str(file), module.get_config, arg) if arg else module.get_config()
+    return module
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
@@ -156,6 +177,13 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any,
     return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
 
 
+def is_how(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a key only says how a run is computed and watched, in a config that has it."""
+    if key == "chunks" and any(k.endswith(".dropout") and value for k, value in flat(config)):
+        return False  # what is dropped depends on it
+    return key.startswith(HOW)
+
+
 def to_json(config: ConfigDict) -> str:
     """The resolved config as text; `load` reads it back."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
@@ -169,19 +197,17 @@ def check_continuation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> d
     """
     changed = diff(saved, config)
 
-    dropout = any(key.endswith(".dropout") and value for key, value in flat(config))
-
     def soft(key):
-        if key == "chunks" and dropout:
-            return False  # what is dropped depends on it
-        return key.startswith(SOFT) or key.startswith("data.train.") and key.split(".")[-1] in PLACES
+        if key.startswith("data.train.") and key.split(".")[-1] in PLACES:
+            return True
+        return key == "steps" or is_how(key, config)
 
     hard = {k: v for k, v in changed.items() if not soft(k)}
     if hard:
         lines = "\n".join(f"  {k}: {old!r} -> {new!r}" for k, (old, new) in hard.items())
         raise ConfigError(
             f"The workdir holds a run with another config:\n{lines}\nChoose another --workdir, or take the changes "
-            f"back. A continued run may only change {', '.join(SOFT)}, "
+            f"back. A continued run may only change steps, {', '.join(HOW)}, "
             "and where the training data lies."
         )
     return changed

@@ -39,7 +39,9 @@ MAY_IMPORT = {
     "bench": ALL_BELOW_TRAIN | {"step", "predict", "evals", "build"},
     "train": ALL_BELOW_TRAIN
     | {"step", "predict", "evals", "build", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
-    "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train", "bench"},
+    "sweep": {"config", "log"},
+    "table": {"config", "log"},
+    "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train", "bench", "sweep", "table"},
 }
 
 

@@ -1,0 +1,137 @@
+"""Tables of runs: grouping by content, means and deviations, what seeds can't tell apart, what differs."""
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmcl_jax import config as configs
+from mmcl_jax import table
+from mmcl_jax.named import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path, repository, monkeypatch):
+    """Writes a run's config and summary as training leaves them, with metrics of our choice."""
+    monkeypatch.chdir(repository)
+
+    def run(name, metrics, *overrides, spec="configs/clip_emoji.py:tiny", loss=1.0):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        config = configs.load(spec, overrides)
+        (folder / "config.json").write_text(configs.to_json(config))
+        summary = {"method": config.method.name, "steps": config.steps, "loss": loss, "platform": "cpu"}
+        (folder / "summary.json").write_text(json.dumps(summary | {"evals": metrics}))
+        return str(folder)
+
+    return run
+
+
+def recall(value):
+    return {"val/i2t/R@1": value, "val/i2t/MedR": 1 / value}
+
+
+def seeds(write, name, values, *overrides):
+    return [write(f"{name}{s}", recall(v), f"seed={s}", *overrides) for s, v in enumerate(values)]
+
+
+def marks(paths, metric="val/i2t/R@1"):
+    groups = table.group(table.read(paths))
+    return [table.mark(groups, metric, g) for g in groups]
+
+
+def test_seeds_become_mean_and_deviation(write):
+    paths = seeds(write, "a", (0.5, 0.6, 0.7)) + seeds(write, "b", (0.1, 0.2), "optim.lr=0.01")
+    groups = table.group(table.read(paths))
+    assert [(len(g.runs), g.label) for g in groups] == [(3, {"optim.lr": 3e-3}), (2, {"optim.lr": 0.01})]
+    text = table.markdown(groups, table.choose(groups))
+    line = [cell.strip() for cell in text.splitlines()[2].split("|")]
+    deviation = statistics.stdev((0.5, 0.6, 0.7))
+    assert line[1:5] == ["a0", "0.003", "3", f"**0.600 ± {deviation:.3f}**"]
+    row = table.rows(groups)[1]
+    assert row["val/i2t/R@1"] == pytest.approx(0.15) and row["val/i2t/R@1 std"] == pytest.approx(
+        np.std((0.1, 0.2), ddof=1)
+    )
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, mark",
+    [
+        ((0.50, 0.51, 0.52), (0.10, 0.11, 0.12), ""),  # far apart
+        ((0.50, 0.51, 0.52), (0.49, 0.50, 0.53), table.LIKE),  # within each other
+        ((0.50, 0.51, 0.52), (0.10,), table.UNKNOWN),  # one seed has no deviation
+        ((0.50,), (0.10,), table.UNKNOWN),
+        ((0.5, 0.5), (0.1, 0.1), ""),
+        ((0.5, 0.5), (0.5, 0.5), table.LIKE),
+    ],
+)
+def test_what_the_seeds_cannot_tell_apart(write, ours, theirs, mark):
+    paths = seeds(write, "a", ours) + seeds(write, "b", theirs, "optim.lr=0.01")
+    assert marks(paths) == ["best", mark]
+    assert marks(paths[::-1])[::-1] == ["best", mark] or ours == theirs
+
+
+def test_more_comparisons_ask_for_more(write):
+    """A difference that one comparison would believe is not believed among many: Bonferroni's correction."""
+    best, near = (0.50, 0.54, 0.52), (0.43, 0.47, 0.45)
+    p = stats.ttest_ind(best, near, equal_var=False).pvalue
+    assert p < 0.05 < 5 * p
+    paths = seeds(write, "a", best) + seeds(write, "b", near, "optim.lr=0.01")
+    assert marks(paths) == ["best", ""]
+    for i in range(4):
+        paths += seeds(write, f"c{i}", (0.1, 0.11, 0.12), f"optim.lr={0.02 + i / 100}")
+    assert marks(paths)[:2] == ["best", table.LIKE]
+
+
+def test_less_can_be_better_and_losses_of_methods_are_not_compared(write):
+    paths = seeds(write, "a", (0.5, 0.51)) + seeds(write, "b", (0.1, 0.11), "optim.lr=0.01")
+    assert marks(paths, "val/i2t/MedR") == ["best", ""]
+    paths.append(write("s", recall(0.3), spec="configs/siglip_emoji.py:tiny", loss=0.1))
+    assert marks(paths, "loss") == ["", "", ""]
+    assert marks(paths[:-1], "loss")[0] == "best"
+
+
+def test_a_kept_run_is_the_same_run(write, tmp_path, capsys):
+    paths = seeds(write, "a", (0.5, 0.6))
+    table.keep(table.read(paths), str(tmp_path / "kept"))
+    assert len(table.group(table.read([*paths, str(tmp_path / "kept")]))[0].runs) == 2
+    other = write("other", recall(0.9), "seed=1", "mesh.fsdp=2")  # the same experiment and seed, another result
+    groups = table.group(table.read([*paths, other]))
+    assert len(groups) == 1 and groups[0].values("val/i2t/R@1") == [0.5, 0.6]
+    assert "repeats" in capsys.readouterr().out
+
+
+def test_configs_are_diffed(write):
+    paths = [
+        write("a", recall(0.5)),
+        write("b", recall(0.4), "optim.lr=0.01", "optim.decay=0.5", "method.embed_dim=64"),
+    ]
+    groups = table.group(table.read(paths))
+    text = table.markdown(groups, ["val/i2t/R@1"])
+    assert list(groups[0].label) == ["method.embed_dim"]  # one key tells them apart; the others are said below
+    assert "- b: `optim.decay` 0.01 → 0.5; `optim.lr` 0.003 → 0.01" in text
+
+
+def test_many_metrics_are_a_table_for_each_evaluator(write):
+    metrics = {f"{e}/{d}/R@1": 0.5 for e in ("val", "test", "other") for d in ("i2t", "t2i", "a2t")}
+    groups = table.group(table.read([write("a", metrics), write("b", metrics | {"solo/top1": 0.1}, "optim.lr=0.01")]))
+    text = table.markdown(groups, table.choose(groups))
+    solo = text.split("**solo**")[1].split("**")[0]
+    assert "| b " in solo and "| a " not in solo and "top1 ↑" in solo
+
+
+def test_what_is_asked_for_must_be_there(write, tmp_path):
+    path = write("a", recall(0.5) | {"val/no_flag/i2t/R@1": 0.4})
+    groups = table.group(table.read([path]))
+    assert (
+        table.choose(groups) == ["val/i2t/R@1", "loss"] and table.choose(groups, ["val/*"])[-1] == "val/no_flag/i2t/R@1"
+    )
+    with pytest.raises(ConfigError, match="did you mean 'val/i2t/R@1'"):
+        table.choose(groups, ["val/i2t/R@2"])
+    (tmp_path / "a/summary.json").unlink()
+    with pytest.raises(ConfigError, match="No finished run"):
+        table.read([path])
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        table.read([str(tmp_path / "nowhere")])
