@@ -53,6 +53,7 @@ def base() -> ConfigDict:
             loss=dict(impl="auto", budget_mib=512, chunk=1024),  # MiB a device; columns of a chunk
             init_from=dict(run="", rules=()),  # weights of another run; "path regex: new path" renames, "" drops
             max_bad_steps=10,  # stop after so many non-finite steps in a row
+            profile=dict(steps=()),  # first and last step of a trace: 10,20
             log=dict(every=20, tensorboard=False, wandb=""),  # wandb: name of the project
             checkpoint=dict(every=500, keep=2),
             eval_every=0,  # steps; 0 = at the end only

@@ -213,6 +213,10 @@ def check_continuation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> d
     return changed
 
 
+def _is_range(steps: Sequence[int]) -> bool:
+    return len(steps) == 0 or len(steps) == 2 and 0 < steps[0] <= steps[1]
+
+
 def validate(config: ConfigDict, devices: int) -> None:
     """Refuses what can be seen to fail, naming the field.
 
@@ -241,6 +245,7 @@ def validate(config: ConfigDict, devices: int) -> None:
         ("data.fault_budget", 0 <= config.data.fault_budget <= 1, "is a share, between 0 and 1"),
         ("data.cache_mib", config.data.cache_mib >= 0, "must be 0 (none) or a number of MiB"),
         ("data.workers", config.data.workers >= 0, "must not be negative"),
+        ("profile.steps", _is_range(config.profile.steps), "must be empty or two steps, like 10,20"),
         ("chunks", config.chunks > 0, "must be positive; 1 = all rows at once"),
         ("loss.impl", config.loss.impl in IMPLS, f"possible: {', '.join(IMPLS)}"),
         ("loss.budget_mib", config.loss.budget_mib > 0, "must be positive"),

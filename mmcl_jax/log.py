@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
@@ -11,7 +10,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from mmcl_jax.clock import Clock
 from mmcl_jax.named import ConfigError
 
 console = Console(highlight=False, soft_wrap=True)
@@ -114,22 +114,23 @@ class Logger:
         began: float | None = None,
     ):
         self.steps, self.batch, self.start, self.on = steps, batch, start, on
-        self.clock = time.monotonic()
-        self.began = self.clock if began is None else began
-        self.last, self.waited = start, 0.0
+        self.clock = Clock(began=began)
         self.last_row: dict[str, Any] = {}
+        self.start_clock(start)
         self.writers: list[tuple[Callable[[dict[str, Any]], None], Callable[[], None]]] = []  # each: write, close
         self.bar = None
         if not on:
             return
         self.path = workdir / "metrics.jsonl"
-        rows = [r for r in read_metrics(self.path) if r["step"] <= start] if self.path.exists() else []
+        there = read_metrics(self.path) if self.path.exists() else []
+        rows = [r for r in there if r["step"] <= start]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
         temporary.replace(self.path)
         self.file = self.path.open("a")
         self.last_row = next((r for r in reversed(rows) if "loss" in r), {})
-        self.began -= self.before("seconds")
+        lost = max((r.get("seconds", 0.0) for r in there[len(rows) :]), default=0.0) - self.before("seconds")
+        self.clock = Clock(self.last_row, max(lost, 0.0), began)
         if config.tensorboard:
             self.writers.append(_tensorboard(workdir, start))
         if config.wandb:
@@ -143,14 +144,15 @@ class Logger:
         """Logs a training step; `metrics` has `loss`."""
         if not self.on:
             return
-        now = time.monotonic()
-        seconds, done = max(now - self.clock, 1e-9), step - self.last
+        # Saves and evaluations are not training time: rates and the ETA leave them out.
+        away = sum(self.clock.seconds[k] - self.then[k] for k in ("checkpoint", "evaluation"))
+        seconds, done = max(time.monotonic() - self.since - away, 1e-9), step - self.last
         rate = self.batch * done / seconds
-        wait = min(self.waited / seconds, 1.0)
+        wait = min((self.clock.seconds["data"] - self.then["data"]) / seconds, 1.0)
         eta = (self.steps - step) * seconds / max(done, 1)
-        self.clock, self.last, self.waited = now, step, 0.0
+        self.start_clock(step)
         speed = {"examples_per_s": round(rate, 1), "data_wait": round(wait, 3)}
-        self._write({"step": step, **metrics, **speed, "seconds": round(now - self.began, 1)})
+        self._write({"step": step, **metrics, **speed, **self.clock.row()})
         shown = "  ".join(
             f"{k} {short(v)}" for k, v in metrics.items() if k not in ("grad_norm", "lr") and v is not None
         )
@@ -171,16 +173,9 @@ class Logger:
         shown = "  ".join(f"{k} {short(metrics[k])}" for k in (headline or list(metrics)[:6]))
         say(f"eval {name} at step {step}: {shown}")
 
-    @contextlib.contextmanager
-    def off_the_clock(self) -> Iterator[None]:
-        """For saves and evaluations: they are not training time, so rates and the ETA leave them out."""
-        began = time.monotonic()
-        yield
-        self.clock += time.monotonic() - began
-
     def start_clock(self, step: int) -> None:
-        """Rates count from `step` on; before it lies the compilation."""
-        self.clock, self.last, self.waited = time.monotonic(), step, 0.0
+        """Rates count from `step` on."""
+        self.since, self.last, self.then = time.monotonic(), step, dict(self.clock.seconds)
 
     def has_evaluation(self, step: int, name: str) -> bool:
         """Whether the results of an evaluator at `step` are written down."""
@@ -190,10 +185,6 @@ class Logger:
     def before(self, key: str) -> Any:
         """What the last row of the run had before it was continued: counts and seconds go on from there."""
         return self.last_row.get(key, 0)
-
-    def seconds(self) -> float:
-        """Time that the run took, all its parts together."""
-        return time.monotonic() - self.began
 
     def _write(self, row: dict[str, Any]) -> None:
         # JSON has no NaN: null.

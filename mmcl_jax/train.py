@@ -24,6 +24,7 @@ from mmcl_jax import evals, log, named, optim, parallel, predict, processes, ste
 from mmcl_jax.build import build
 from mmcl_jax.checkpoint import Checkpoints, Stop, lock
 from mmcl_jax.data import pipeline
+from mmcl_jax.profile import Trace
 from mmcl_jax.step import StepWatcher
 from mmcl_jax.types import PyTree
 
@@ -99,19 +100,21 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
     logger = log.Logger(workdir, config.steps, config.batch, config.log, start, on, began)
     faults = pipeline.FaultCounter(config.data.fault_budget, logger.before("unreadable"))
     steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
+    trace = Trace(config.profile.steps, workdir / "profile")
     stop = Stop()
     exit_code = 0
 
     def evaluate_now(now, done=()):
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
-        evaluate(predictor, config, logger, now, done)
+        with logger.clock.part("evaluation"):
+            evaluate(predictor, config, logger, now, done)
 
     def due(now):
         return now == config.steps or (config.eval_every and now % config.eval_every == 0)
 
     def save(now):
         steps.flush(write=True)  # a run that goes on from here goes on with its clock and counts
-        with logger.off_the_clock():
+        with logger.clock.part("checkpoint"):
             checkpoints.save(now, state, config.to_dict())
 
     try:
@@ -121,24 +124,26 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
             here = processes.from_first(lambda: [k for k in config.evals if logger.has_evaluation(start, k)])
             evaluate_now(start, [k for k in here if k not in anew])
         for now in range(start + 1, config.steps + 1):
-            waiting = time.monotonic()
-            batch = next_batch(batches, stop)
+            with logger.clock.part("data"):
+                batch = next_batch(batches, stop)
             if batch is None:
                 now -= 1
                 save(now)
                 exit_code = stop.exit_code
                 break
-            logger.waited += time.monotonic() - waiting
             for reason in faults.add(batch):
                 log.warn(f"can't read an example, it is left out: {reason}")
             rows = {"streams": batch["streams"], "position": batch["position"]}
             rows = parallel.put_rows(rows, mesh)
             if now == start + 1:
-                step.compile_and_tell(parts.train_step, state, rows)
+                with logger.clock.part("compile"):
+                    step.compile_and_tell(parts.train_step, state, rows)
                 logger.start_clock(start)
+            trace.before(now)
             # It runs ahead of the devices, so the next batch is on its way to them while they work on this one.
             state, metrics = parts.train_step(state, rows)
             steps.add(now, metrics, faults.faulty)
+            trace.after(now, metrics)
 
             last, stopping = now == config.steps, stop.asked(now)
             if now % config.checkpoint.every == 0 or last or stopping:
@@ -148,8 +153,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
                 break
             if due(now):
                 steps.flush()
-                with logger.off_the_clock():
-                    evaluate_now(now)
+                evaluate_now(now)
         if exit_code:
             checkpoints.wait()
             log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
@@ -157,13 +161,16 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         try:
             checkpoints.close()
         finally:
+            trace.close()
             logger.close()
             stop.restore_handlers()
     if not exit_code:
         if start >= config.steps:
             log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
-        counts = {"bad_steps": steps.bad, "unreadable": faults.faulty, "seconds": round(logger.seconds(), 1)}
+        counts = {"bad_steps": steps.bad, "unreadable": faults.faulty}
+        counts |= logger.clock.row() | {"goodput": round(logger.clock.goodput(), 4)}
+        log.say(f"time: {logger.clock}")
         finish(predictor, config, workdir, counts, start)
     return exit_code
 

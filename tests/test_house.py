@@ -15,7 +15,7 @@ TABLES = {"data/datasets/emoji_tables.py"}  # names and numbers only
 # Room -> what it may import of ours. `named` (errors and things that a config names) and the room itself always.
 SHARED = {"named"}
 ALL_BELOW_TRAIN = {"types", "parallel", "losses", "encoders", "augment", "method", "data", "optim"}
-ALL_BELOW_TRAIN |= {"checkpoint", "config", "log", "processes"}
+ALL_BELOW_TRAIN |= {"checkpoint", "clock", "config", "log", "processes"}
 MAY_IMPORT = {
     "__init__": {"predict"},
     "named": set(),
@@ -31,14 +31,16 @@ MAY_IMPORT = {
     "optim": {"types", "parallel"},
     "checkpoint": {"types", "parallel", "processes"},
     "config": set(),
-    "log": set(),
+    "log": {"clock"},
+    "clock": set(),
+    "profile": {"log", "types"},
     "step": ALL_BELOW_TRAIN,
     "predict": ALL_BELOW_TRAIN - {"config"},
     "evals": {"data", "log", "predict"},
     "build": ALL_BELOW_TRAIN | {"step", "predict", "evals"},
     "bench": ALL_BELOW_TRAIN | {"step", "predict", "evals", "build"},
     "train": ALL_BELOW_TRAIN
-    | {"step", "predict", "evals", "build", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
+    | {"step", "predict", "evals", "build", "profile", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
     "sweep": {"config", "log"},
     "table": {"config", "log"},
     "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train", "bench", "sweep", "table"},
