@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Parts:
     train_step: Callable
 
 
-def build(config: ConfigDict, workdir: Path, mesh: Mesh, begun: bool = False) -> Parts:
+def build(config: ConfigDict, workdir: Path, mesh: Mesh, begun: bool = False,
+          sources: Sequence[Any] | None = None) -> Parts:  # fmt: skip
     """Makes the parts of a run.
 
     Args:
@@ -57,12 +58,16 @@ def build(config: ConfigDict, workdir: Path, mesh: Mesh, begun: bool = False) ->
         workdir: where the tokenizer is read from and saved to.
         mesh: the devices.
         begun: whether the workdir holds a run that goes on.
+        sources: instead of those of `config.data.train`.
 
     Raises:
         ConfigError: if the config can't work.
         FileNotFoundError: if some data is not there.
     """
-    sources, weights = pipeline.open_sources(config.data.train)
+    if sources is None:
+        sources, weights = pipeline.open_sources(config.data.train)
+    else:
+        weights = [1 / len(sources)] * len(sources)
     inherited = None if begun else predict.inherited_tokenizer(config)
 
     processes.from_first(lambda: bool(pipeline.make_tokenizer(config.data, sources, workdir, begun, inherited)))

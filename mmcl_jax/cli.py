@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import logging
 import os
@@ -14,6 +15,8 @@ import traceback
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+
+from rich.text import Text
 
 from mmcl_jax.bench import command
 from mmcl_jax.named import ConfigError, RunError
@@ -117,6 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--out", default="", metavar="NAME", help="write NAME.md, NAME.csv (all metrics) and NAME.png")
     table.add_argument("--keep", default="", metavar="FOLDER", help="copy config and summary of each run, to keep them")
     table.set_defaults(run=_table)
+
+    doctor = commands.add_parser(
+        "doctor", help="look at this machine, and whether a config would run; allocates nothing"
+    )
+    doctor.add_argument("--config", default="", help=CONFIG_HELP)
+    doctor.add_argument("--devices", type=int, default=0, help="of the machine it is for; default: those here")
+    doctor.add_argument("--workdir", default="", help="where it would write; default: as mmcl train")
+    doctor.add_argument("--compile", action="store_true", help="compile the step, too: its temporary memory")
+    doctor.set_defaults(run=_doctor)
 
     command.add_to(commands, CONFIG_HELP)
     return parser
@@ -270,6 +282,24 @@ def _table(arguments) -> None:
         log.say(f"written to {md}, {csv}, {png}")
     if arguments.keep:
         log.say(f"kept in {', '.join(map(str, table.keep(runs, arguments.keep)))}")
+
+
+def _doctor(arguments) -> int:
+    import jax
+
+    if arguments.devices:
+        with contextlib.suppress(RuntimeError):  # where JAX has begun, its devices are what they are
+            jax.config.update("jax_num_cpu_devices", arguments.devices)
+    from mmcl_jax import doctor, log
+
+    workdir = arguments.workdir or (str(_default_workdir(arguments.config)) if arguments.config else ".")
+    styles = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
+    worst = 0
+    what = (arguments.config, arguments.overrides, arguments.devices, workdir, arguments.compile)
+    for state, about, text in doctor.examine(*what):
+        log.console.print(Text.assemble((f"{state:8}", styles[state]), f"{about:12} {text}"))
+        worst |= state == "error"
+    return worst
 
 
 def _no_overrides(arguments) -> None:

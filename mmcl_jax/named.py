@@ -17,6 +17,10 @@ class ConfigError(ValueError):
     """Something in the config can't be as it is; the message says what, what is possible and how to mend it."""
 
 
+class MissingError(ConfigError):
+    """An argument that has no default is not given: a path, say."""
+
+
 class RunError(RuntimeError):
     """A run can't go on: its data, its losses, its disk; the message says what, and how to mend it."""
 
@@ -47,7 +51,7 @@ def find(
         function: its name in the file.
 
     Raises:
-        ConfigError: if there is no such file or argument, or one that is needed is missing.
+        ConfigError: if there is no such file or argument, or (MissingError) one that is needed is not given.
     """
     path = name if "." in name else f"{package}.{name}"
     try:
@@ -66,7 +70,7 @@ def find(
             raise ConfigError(f"{where}: {name!r} has no argument {key!r}{did_you_mean(key, names, f'{where}.')}")
     for key in names:
         if parameters[key].default is inspect.Parameter.empty and arguments.get(key) in (None, ""):
-            raise ConfigError(f"{where}.{key} is missing: {name!r} needs it. Set --config.{where}.{key}=...")
+            raise MissingError(f"{where}.{key} is missing: {name!r} needs it. Set --config.{where}.{key}=...")
     return target
 
 

@@ -41,9 +41,10 @@ MAY_IMPORT = {
     "bench": ALL_BELOW_TRAIN | {"step", "predict", "evals", "build"},
     "train": ALL_BELOW_TRAIN
     | {"step", "predict", "evals", "build", "profile", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
+    "doctor": ALL_BELOW_TRAIN | {"build"},
     "sweep": {"config", "log"},
     "table": {"config", "log"},
-    "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train", "bench", "sweep", "table"},
+    "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train", "bench", "sweep", "table", "doctor"},
 }
 
 
