@@ -10,12 +10,13 @@
 # Let nothing else run meanwhile. Nothing of the size of the large batches is computed: their memory is the compiler's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
 source launch/environment.sh
 
 out=results/bench
 for argument in "$@"; do
   case $argument in
-    --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
+    --help | -h) usage && exit 0 ;;
     --*) die "unknown argument: $argument (see --help)" ;;
     *) out=$argument ;;
   esac

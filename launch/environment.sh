@@ -1,12 +1,12 @@
+# shellcheck shell=bash
 # Makes the virtual environment that the scripts of this folder share. Source it, then: environment EXTRA,EXTRA
 #
 # It lies in .venv of the clone, or where MMCL_VENV says. Packages have the versions of requirements/lock.txt;
-# what is installed already is kept, the project itself is installed anew each time, editable.
+# what is installed already is kept, the project itself is installed editable. Where nothing has changed since, nothing is
+# done: machines without a network can use what another one has installed on a shared disk.
 
-die() {
-  printf '\n%s\n' "$*" >&2
-  exit 1
-}
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 environment() {
   local extras=$1
@@ -36,10 +36,15 @@ Where that package does not exist, install Python another way and name it: PYTHO
     "$python" -m venv --clear "$venv" ||
       die "Could not make a virtual environment in $venv; is there room, and may you write there?"
   fi
+  local installed="$venv/.mmcl_installed" wanted
+  wanted="$root $extras $(cat "$root/setup.cfg" "$root/requirements/lock.txt" | cksum)"
+  export PATH="$venv/bin:$PATH"
+  if [ "$(cat "$installed" 2> /dev/null)" = "$wanted" ]; then return; fi
   echo "installing packages (quick if they are there)"
+  rm -f "$installed"
   # --no-build-isolation would need setuptools in the environment; with isolation pip fetches it by itself.
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$root/requirements/lock.txt" --editable "$root[$extras]" ||
+    --constraint "$root/requirements/lock.txt" --editable "${root}[$extras]" ||
     die "Installing failed; the lines above say why. Without a network, or behind a proxy, see https_proxy and pip's index-url."
-  export PATH="$venv/bin:$PATH"
+  echo "$wanted" > "$installed"
 }

@@ -10,13 +10,14 @@
 # Needs python3 (3.11 or newer) with pip and venv, and about 2 GB of disk. Results lie in runs/quickstart/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
 source launch/environment.sh
 
 setup_only=false
 for argument in "$@"; do
   case $argument in
     --setup-only) setup_only=true ;;
-    --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
+    --help | -h) usage && exit 0 ;;
     *) die "unknown argument: $argument (see --help)" ;;
   esac
 done

@@ -8,6 +8,7 @@
 #   MMCL_VENV      folder of the virtual environment; default: .venv of the clone
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
 source launch/environment.sh
 
 setup_only=false
@@ -17,7 +18,7 @@ for argument in "$@"; do
   case $argument in
     --setup-only) setup_only=true ;;
     --slow) marks=() ;;
-    --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" && exit 0 ;;
+    --help | -h) usage && exit 0 ;;
     *) rest+=("$argument") ;;
   esac
 done

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Builds an image with this clone installed, for GPUs or TPUs.
+#
+#   bash launch/docker/build.sh gpu|tpu [--image NAME] [--push] [--dry-run]
+#
+#   --image NAME  REGISTRY/NAME:TAG; default: mmcl:gpu or mmcl:tpu
+#   --push        push it afterwards
+#   --dry-run     print the command lines, call nothing
+#
+# Then, on a machine with NVIDIA's container toolkit:
+#   docker run --rm --gpus all --shm-size=8g -v "$PWD/data:/data" -v "$PWD/runs:/runs" -e TFDS_DATA_DIR=/data mmcl:gpu \
+#     train --config configs/clip_emoji.py --workdir /runs/clip
+#
+# The image runs as user 1000, without root; folders that it writes to must be that user's. It holds no data and no secrets.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+# shellcheck source=launch/common.sh
+source launch/common.sh
+
+kind='' image='' push=false dry_run=false
+while [ $# -gt 0 ]; do
+  case $1 in
+    gpu | tpu) kind=$1 ;;
+    --image)
+      image=${2:-}
+      [ -n "$image" ] || die "--image needs a name"
+      shift
+      ;;
+    --push) push=true ;;
+    --dry-run) dry_run=true ;;
+    --help | -h) usage && exit 0 ;;
+    *) die "unknown argument $1 (see --help)" ;;
+  esac
+  shift
+done
+[ -n "$kind" ] || die "gpu or tpu? (see --help)"
+image=${image:-mmcl:$kind}
+
+commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
+run docker build --file "launch/docker/Dockerfile.$kind" --build-arg "COMMIT=$commit" --tag "$image" .
+if $push; then retry 3 10 run docker push "$image"; fi
