@@ -23,6 +23,6 @@ for argument in "$@"; do
   esac
 done
 
-environment demo,test
+environment demo,gcs,test
 if $setup_only; then exit 0; fi
 exec python -m pytest -n auto --dist worksteal ${marks[@]+"${marks[@]}"} ${rest[@]+"${rest[@]}"}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmcl_jax import evals, named, optim, parallel, predict, processes, step
+from mmcl_jax import evals, files, named, optim, parallel, predict, processes, step
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.data import pipeline, tokenizers
@@ -49,7 +48,7 @@ class Parts:
     train_step: Callable
 
 
-def build(config: ConfigDict, workdir: Path, mesh: Mesh, begun: bool = False,
+def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = False,
           sources: Sequence[Any] | None = None) -> Parts:  # fmt: skip
     """Makes the parts of a run.
 

@@ -1,10 +1,11 @@
 """Checkpoints that survive: written in the background, verified when read, with a way back when one is damaged.
 
-    workdir/checkpoints/<step>/         what Orbax writes: the state and the resolved config
-    workdir/checkpoints/<step>.damaged  one that could not be used, set aside
-    workdir/manifests/<step>.json       size and CRC-32 of each of its files, written once Orbax is done with it
+    workdir/checkpoints/<step>/    what Orbax writes: the state and the resolved config
+    workdir/damaged/<step>         one that could not be used, set aside
+    workdir/manifests/<step>.json  size and CRC-32 of each of its files, written once Orbax is done with it
 
-A flipped bit in a large array goes unnoticed by Orbax; the manifest notices it.
+A flipped bit in a large array goes unnoticed by Orbax; the manifest notices it. An object store keeps digests of its
+own, so there the manifest has sizes only.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ import fcntl
 import json
 import logging
 import os
+import platform
 import re
-import shutil
+import secrets
 import signal
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from mmcl_jax import processes
+from mmcl_jax import files, processes
 from mmcl_jax.named import ConfigError, RunError
 from mmcl_jax.types import PyTree
 
+ASIDE, OWNER = "damaged", "owner.json"
 PREEMPTED = 42  # exit code: stopped by a signal after saving; start again to go on
 log = logging.getLogger(__name__)
 
@@ -41,11 +43,13 @@ class Checkpoints:
         workdir: of the run.
         keep: number of checkpoints that are kept.
         read_only: only restore, and leave everything as it is: the run may be under way.
+        owner: what `lock` gave.
     """
 
-    def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
-        self.folder, self.manifests = workdir.resolve() / "checkpoints", workdir.resolve() / "manifests"
-        self.read_only = read_only
+    def __init__(self, workdir: files.AnyPath, keep: int = 2, read_only: bool = False, owner: str = ""):
+        self.workdir = workdir if files.is_remote(workdir) else workdir.resolve()
+        self.folder, self.manifests = self.workdir / "checkpoints", self.workdir / "manifests"
+        self.read_only, self.owner = read_only, owner
         self.sealing: threading.Thread | None = None
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +64,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of which there is a folder, oldest first; whether it can be used is another question."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if re.fullmatch(r"\d+", p.name) and p.is_dir())
+        return _steps(self.folder)
 
     def save(self, step: int, state: PyTree, config: dict[str, Any]) -> None:
         """Starts to write the state; it goes on in the background. Waits for the save before, if that is not done.
@@ -74,8 +76,10 @@ class Checkpoints:
         need = sum(x.nbytes for x in jax.tree.leaves(state))
 
         def is_there() -> bool:
-            free = shutil.disk_usage(self.folder).free
-            if free < 1.1 * need:
+            if self.owner and (self.workdir / OWNER).read_text() != self.owner:
+                raise RunError(f"Another run has begun in {self.workdir} since; this one leaves it alone and stops.")
+            free = files.free_bytes(self.folder)
+            if free is not None and free < 1.1 * need:
                 raise RunError(
                     f"No room for a checkpoint in {self.folder}: it takes {need / 2**20:.0f} MiB, {free / 2**20:.0f} "
                     "MiB are free. Earlier checkpoints are intact; make room and start again."
@@ -97,7 +101,7 @@ class Checkpoints:
         Only of the step just saved: a manifest made later would vouch for whatever has happened to the files since.
         """
         self.manager.wait_until_finished()
-        _write_json(self._manifest(step), _digests(self.folder / str(step)))
+        files.write_whole(self._manifest(step), json.dumps(_digests(self.folder / str(step))))
         steps = set(self.steps())
         for path in self.manifests.glob("*.json"):
             if path.stem.isdigit() and int(path.stem) not in steps:
@@ -159,9 +163,9 @@ class Checkpoints:
                     problem = f"{type(e).__name__}: {e}"
             damaged.append(f"step {candidate}: {problem}")
             self._set_aside(candidate, problem)
-        if damaged or list(self.folder.glob("*.damaged*")):
+        if damaged or (self.workdir / ASIDE).exists():
             found = "\n  ".join(damaged) or "only checkpoints that were set aside before"
-            kept = "Nothing was changed" if self.read_only else "They were renamed, not deleted"
+            kept = "Nothing was changed" if self.read_only else f"They were moved to {self.workdir / ASIDE}"
             raise RunError(
                 f"No checkpoint in {self.folder} can be used:\n  {found}\n{kept}. To start from step 0, choose another "
                 "--workdir."
@@ -188,7 +192,11 @@ class Checkpoints:
         except json.JSONDecodeError:
             return "unverified"
         actual = _digests(self.folder / str(step))
-        wrong = [f for f in expected if actual.get(f) != expected[f]]
+
+        def same(a: list[int | None], b: list[int | None]) -> bool:
+            return a[0] == b[0] and (None in (a[1], b[1]) or a[1] == b[1])
+
+        wrong = [f for f in expected if f not in actual or not same(actual[f], expected[f])]
         return f"{len(wrong)} of its files changed since they were written, {wrong[0]} first" if wrong else None
 
     def _set_aside(self, step: int, problem: str) -> None:
@@ -197,17 +205,21 @@ class Checkpoints:
             return
 
         def rename() -> None:
-            target = self.folder / f"{step}.damaged"
+            target = self.workdir / ASIDE / str(step)  # not in `checkpoints`, which Orbax tidies up
+            target.parent.mkdir(exist_ok=True)
             while target.exists():
                 target = target.with_name(target.name + "_")
             log.warning("Checkpoint of step %d can't be used (%s); set aside as %s.", step, problem, target)
+            target.with_name(f"{target.name}.txt").write_text(
+                f"{problem}\n"
+            )  # a store's folder is there once a file is
             (self.folder / str(step)).rename(target)
             self._manifest(step).unlink(missing_ok=True)
 
         processes.from_first(rename)
         self.manager.reload()
 
-    def _manifest(self, step: int) -> Path:
+    def _manifest(self, step: int) -> files.AnyPath:
         return self.manifests / f"{step}.json"
 
 
@@ -218,22 +230,31 @@ def _how_to_restore(abstract_state: PyTree) -> Any:
     return ocp.args.PyTreeRestore(item=abstract_state, restore_args=restore_args, partial_restore=True)
 
 
-def _digests(folder: Path) -> dict[str, list[int]]:
-    """Path -> [size, CRC-32] of all files in a folder."""
+def has_saved(workdir: files.AnyPath) -> bool:
+    """Whether the workdir holds a run to go on from, be it with a damaged checkpoint."""
+    return bool(_steps(workdir / "checkpoints")) or (workdir / ASIDE).exists()
+
+
+def _steps(folder: files.AnyPath) -> list[int]:
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if re.fullmatch(r"\d+", p.name) and p.is_dir()]
+    if files.is_remote(folder):  # there the name doesn't tell a complete one from one that is being written
+        found = [p for p in found if ocp.utils.is_checkpoint_finalized(p)]
+    return sorted(int(p.name) for p in found)
+
+
+def _digests(folder: files.AnyPath) -> dict[str, list[int | None]]:
+    """Path -> [size, CRC-32] of all files in a folder; on an object store [size, None]."""
     found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        crc = 0
-        with path.open("rb") as f:
-            while block := f.read(2**22):
-                crc = zlib.crc32(block, crc)
-        found[str(path.relative_to(folder))] = [path.stat().st_size, crc]
+    for name, size in files.sizes(folder).items():
+        crc = None if files.is_remote(folder) else 0
+        if crc is not None:
+            with (folder / name).open("rb") as f:
+                while block := f.read(2**22):
+                    crc = zlib.crc32(block, crc)
+        found[name] = [size, crc]
     return found
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
 
 
 class Stop:
@@ -276,14 +297,28 @@ class Stop:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-    """Makes sure that no second run writes to the workdir; the lock goes with the process, however that ends.
+def lock(workdir: files.AnyPath) -> Iterator[str]:
+    """Makes sure that no two runs write to the workdir; of several processes the first one sees to it for all.
 
-    Of several processes the first one holds it for all.
+    On a disk the second one is refused; the lock goes with the process, however that ends. An object store has no such
+    locks, and a machine that was taken away can't give anything back: there the run that began last owns the workdir,
+    and the one before it stops at its next save.
+
+    Yields:
+        What `Checkpoints` needs to see whether the workdir is still ours; "" on a disk.
 
     Raises:
         ConfigError: if another process has it.
     """
+    if files.is_remote(workdir):
+
+        def own() -> str:
+            owner = json.dumps({"host": platform.node(), "pid": os.getpid(), "run": secrets.token_hex(8)})
+            (workdir / OWNER).write_text(owner)
+            return owner
+
+        yield processes.from_first(own)
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as file:
 
@@ -296,7 +331,7 @@ def lock(workdir: Path) -> Iterator[None]:
                 ) from None
 
         processes.from_first(take)
-        yield
+        yield ""
 
 
 def rename(path: str, rules: Sequence[str]) -> str:

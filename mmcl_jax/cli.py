@@ -185,9 +185,9 @@ def _default_workdir(spec: str) -> Path:
 def _eval(arguments) -> None:
     import json
 
-    from mmcl_jax import config, evals, log, predict
+    from mmcl_jax import config, evals, files, log, predict
 
-    saved = Path(arguments.run_dir) / "config.json"
+    saved = files.path(arguments.run_dir) / "config.json"
     strange = [o for o in arguments.overrides if not o.startswith(("evals.", "data.train."))]
     if strange:
         raise ConfigError(
@@ -203,7 +203,7 @@ def _eval(arguments) -> None:
     other = re.sub(r"[^\w.=-]+", "_", "_".join(["", *parts, *arguments.overrides]))
     if len(other) > 100:
         other = f"{other[:90]}_{hashlib.sha256(other.encode()).hexdigest()[:8]}"
-    out = Path(arguments.out or Path(arguments.run_dir) / f"eval_{predictor.step}{other}.json")
+    out = files.path(arguments.out or saved.parent / f"eval_{predictor.step}{other}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     results = {}
     for name, part in loaded.evals.items():
@@ -215,7 +215,7 @@ def _eval(arguments) -> None:
 
 
 def _embed(arguments) -> None:
-    from mmcl_jax import config, log, predict
+    from mmcl_jax import config, files, log, predict
     from mmcl_jax.data import sources
     from mmcl_jax.evals import embeddings
 
@@ -227,7 +227,7 @@ def _embed(arguments) -> None:
         raise ConfigError(f"--data {arguments.data}: {e}") from e
     predictor = predict.load(arguments.run_dir, arguments.step)
     names = [n for n in arguments.streams.split(",") if n]
-    for path, count in embeddings.write(predictor, source, Path(arguments.out), names):
+    for path, count in embeddings.write(predictor, source, files.path(arguments.out), names):
         log.say(f"{count} embeddings in {path}")
 
 
@@ -263,9 +263,7 @@ def _sweep(arguments) -> int:
 
 
 def _table(arguments) -> None:
-    from etils import epath
-
-    from mmcl_jax import log, table
+    from mmcl_jax import files, log, table
 
     _no_overrides(arguments)
     runs = table.read(arguments.runs)
@@ -274,7 +272,7 @@ def _table(arguments) -> None:
     text = table.markdown(groups, metrics)
     print(text)
     if arguments.out:
-        md, csv, png = (epath.Path(f"{arguments.out}.{kind}") for kind in ("md", "csv", "png"))
+        md, csv, png = (files.path(f"{arguments.out}.{kind}") for kind in ("md", "csv", "png"))
         md.parent.mkdir(parents=True, exist_ok=True)
         md.write_text(text)
         table.write_csv(groups, csv)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mmcl_jax import files
 from mmcl_jax.named import ConfigError, checked, did_you_mean
 
 # Parts whose keys are arguments of the thing they name; that thing's own signature says which keys exist.
@@ -71,9 +72,9 @@ def sweep(spec: str) -> list[dict[str, Any]]:
     return [dict(run) for run in runs]
 
 
-def _find(spec: str) -> tuple[Path, str]:
-    path, _, arg = spec.partition(":")
-    file = Path(path)
+def _find(spec: str) -> tuple[files.AnyPath, str]:
+    path, _, arg = (spec, "", "") if files.is_remote(spec) else spec.partition(":")
+    file = files.path(path)
     if not file.is_file():
         near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem not in ("common", "__init__"))
         raise ConfigError(f"There is no config {path}." + (f" There is: {', '.join(near)}." if near else ""))

@@ -5,11 +5,8 @@ Where the data is not at hand, stand-ins of its kind show the shapes: a plan for
 
 from __future__ import annotations
 
-import collections
 import importlib.metadata
 import os
-import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,31 +19,14 @@ from ml_collections import ConfigDict
 from packaging.requirements import Requirement
 
 from mmcl_jax import config as configs
-from mmcl_jax import log, named, optim, parallel
+from mmcl_jax import files, log, named, optim, parallel
+from mmcl_jax import machine as on
 from mmcl_jax.build import Parts, build
 from mmcl_jax.data import pipeline
 from mmcl_jax.losses import plan
 from mmcl_jax.types import PyTree
 
 GIB = 2**30
-FLAGS = (
-    "XLA_FLAGS",
-    "LIBTPU_INIT_ARGS",
-    "JAX_PLATFORMS",
-    "JAX_COMPILATION_CACHE_DIR",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION",
-)
-TOLD = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "libtpu",
-    "jax-cuda12-plugin",
-    "jax-cuda13-plugin",
-)
 
 
 class Finding(NamedTuple):
@@ -69,40 +49,35 @@ def examine(spec: str, overrides: list[str], devices: int, workdir: str, compile
     """
     yield from machine(workdir, devices)
     if spec:
-        yield from _config(spec, overrides, devices, Path(workdir), compiles)
+        yield from _config(spec, overrides, devices, files.path(workdir), compiles)
 
 
 def machine(workdir: str, virtual: int = 0) -> Iterator[Finding]:
     """Versions, devices, flags, room."""
-    installed = ((name, _version(name)) for name in TOLD)
-    versions = ", ".join(f"{name} {version}" for name, version in installed if version)
-    yield Finding("ok", "packages", f"Python {platform.python_version()}, {versions}")
+    yield Finding("ok", "packages", ", ".join(f"{name} {version}" for name, version in on.versions().items()))
     for requirement in map(Requirement, importlib.metadata.requires("mmcl-jax") or ()):
-        found = _version(requirement.name)
+        found = on.version(requirement.name)
         if (requirement.marker is None or requirement.marker.evaluate({"extra": ""})) and (
             found is None or not requirement.specifier.contains(found, prereleases=True)
         ):
             yield Finding("error", "packages", f"{requirement} is needed; {found or 'none'} is installed")
     began = time.monotonic()
-    kinds = collections.Counter((d.device_kind, d.platform) for d in jax.devices())
-    found = ", ".join(f"{n} x {kind} ({platform})" for (kind, platform), n in kinds.items())
-    yield Finding(
-        "ok", "devices", f"{found}, in {jax.process_count()} process; found in {time.monotonic() - began:.1f} s"
-    )
+    # With --devices there are virtual ones beside the real, or instead of it.
+    found = "1 x cpu" if virtual and jax.default_backend() == "cpu" else on.devices()
+    yield Finding("ok", "devices", f"{found}; found in {time.monotonic() - began:.1f} s")
     limit = _memory_of_a_device()
     if limit:
         yield Finding("ok", "devices", f"{limit / GIB:.1f} GiB of memory each")
-    for name in (n for n in FLAGS if os.environ.get(n)):
-        yield Finding("note", "flags", f"{name}={os.environ[name]}")
-    folder = Path(workdir)
-    folder = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(folder).free
-    yield Finding("ok" if free > GIB else "warning", "room", f"{free / GIB:.1f} GiB free in {folder}")
+    for name, value in on.flags().items():
+        yield Finding("note", "flags", f"{name}={value}")
+    free = files.free_bytes(files.path(workdir))
+    if free is not None:
+        yield Finding("ok" if free > GIB else "warning", "room", f"{_size(free)} free for {workdir}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding("ok", "host", f"{os.cpu_count()} cores, {memory / GIB:.1f} GiB of memory")
 
 
-def _config(spec: str, overrides: list[str], devices: int, workdir: Path, compiles: bool) -> Iterator[Finding]:
+def _config(spec: str, overrides: list[str], devices: int, workdir: files.AnyPath, compiles: bool) -> Iterator[Finding]:
     try:
         config = configs.load(spec, overrides)
         there = jax.devices("cpu") if devices else jax.devices()  # virtual ones stand for the others
@@ -152,7 +127,7 @@ def _data(opened: list[Any]) -> Finding:
     return Finding("ok", "data", f"{sizes} records; fields {', '.join(sorted(pipeline.read(opened[0], 0)))}")
 
 
-def _shapes(config: ConfigDict, parts: Parts, rows: int, workdir: Path, compiles: bool) -> Iterator[Finding]:
+def _shapes(config: ConfigDict, parts: Parts, rows: int, workdir: files.AnyPath, compiles: bool) -> Iterator[Finding]:
     """Parameters, what a device holds of the state, the form of the losses, the size of a checkpoint."""
     for name, spec in parts.streams.spec.items():
         kept = ", ".join(f"{k} {v.dtype}[{rows}, {', '.join(map(str, v.shape))}]" for k, v in spec.items())
@@ -186,8 +161,8 @@ def _shapes(config: ConfigDict, parts: Parts, rows: int, workdir: Path, compiles
         yield Finding("ok", "compiled", f"for {where}: {arguments} of arguments, {temporary} temporary a device")
     size = nbytes(parts.shapes, None)
     kept = (config.checkpoint.keep + 1) * size
-    free = shutil.disk_usage(next(p for p in (workdir, *workdir.absolute().parents) if p.exists())).free
-    yield Finding("ok" if kept < free else "warning", "checkpoints",
+    free = files.free_bytes(workdir)
+    yield Finding("ok" if free is None or kept < free else "warning", "checkpoints",
                   f"{_size(size)} each, up to {_size(kept)} at a time in {workdir}")  # fmt: skip
 
 
@@ -232,13 +207,6 @@ class StandIn:
 
 def _size(n: float) -> str:
     return f"{n / GIB:.2f} GiB" if n >= 0.1 * GIB else f"{n / 2**20:.1f} MiB"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _memory_of_a_device() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmcl_jax import log, named, optim, parallel
+from mmcl_jax import files, log, named, optim, parallel
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.augment import ops as device_ops
@@ -274,7 +274,7 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     Raises:
         FileNotFoundError: if the workdir holds no run, or no checkpoint yet.
     """
-    run = _holds_run(Path(run))
+    run = _holds_run(files.path(run))
     config = ConfigDict(json.loads((run / "config.json").read_text()))
     tokenizer = tokenizers.load(run / "tokenizer.json") if (run / "tokenizer.json").exists() else None
     streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
@@ -313,7 +313,7 @@ def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: 
     return Predictor(model, params, extra, streams, device, mesh, batch)
 
 
-def inherited_tokenizer(config: ConfigDict) -> Path | None:
+def inherited_tokenizer(config: ConfigDict) -> files.AnyPath | None:
     """The tokenizer of the run in `config.init_from`, if token embeddings of that run are taken over.
 
     Raises:
@@ -321,7 +321,7 @@ def inherited_tokenizer(config: ConfigDict) -> Path | None:
     """
     if not config.init_from.run:
         return None
-    path = _holds_run(Path(config.init_from.run)) / "tokenizer.json"
+    path = _holds_run(files.path(config.init_from.run)) / "tokenizer.json"
     taken = any(rename(f"{modality}/tokens/embedding", config.init_from.rules) for modality in tokenized(config))
     return path if taken and path.exists() else None
 
@@ -331,8 +331,8 @@ def tokenized(config: ConfigDict) -> set[str]:
     return {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}
 
 
-def _holds_run(run: Path) -> Path:
-    if not (run / "config.json").is_file():
+def _holds_run(run: files.AnyPath) -> files.AnyPath:
+    if not (run / "config.json").exists():
         raise FileNotFoundError(f"{run} holds no run: it has no config.json. Train one with --workdir {run}.")
     return run
 

@@ -20,10 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
-
 from mmcl_jax import config as configs
-from mmcl_jax import log
+from mmcl_jax import files, log
 from mmcl_jax.named import ConfigError
 
 PREEMPTED, INTERRUPTED = 42, 130
@@ -42,7 +40,7 @@ class Run:
 
     spec: str
     overrides: tuple[str, ...]
-    workdir: epath.Path
+    workdir: files.AnyPath
     config: Any
 
     @property
@@ -80,7 +78,7 @@ def plan(specs: Sequence[str], grid: Sequence[str], overrides: Sequence[str], ou
             varied = (*(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in own.items()), *chosen)
             config = configs.load(spec, [*overrides, *varied])
             name = f"{config.method.name.split('.')[-1]}-{content_hash(config, varied)}"
-            run = Run(spec, (*overrides, *varied), epath.Path(out) / name, config)
+            run = Run(spec, (*overrides, *varied), files.path(out) / name, config)
             if name in runs:
                 raise ConfigError(
                     f"Two runs of the sweep are the same: {_told(runs[name])} and {_told(run)}. Change the grid."
@@ -144,7 +142,7 @@ def run(runs: Sequence[Run], out: str, submit: str = "", relaunches: int = 3) ->
     Returns:
         0 if all are finished (or submitted), 1 if one failed, 42 or 130 if the sweep itself was told to stop.
     """
-    _remember(runs, epath.Path(out))
+    _remember(runs, files.path(out))
     waiting = [r for r in runs if r.state != "finished"]
     log.say(f"{len(runs)} runs in {out}: {len(runs) - len(waiting)} finished, {len(waiting)} to go")
     failed = []
@@ -200,7 +198,7 @@ class Child:
         return self.process.wait()
 
 
-def _remember(runs: Sequence[Run], out: epath.Path) -> None:
+def _remember(runs: Sequence[Run], out: files.AnyPath) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "sweep.json"
     told = json.loads(path.read_text()) if path.exists() else {}

@@ -15,10 +15,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
-
 from mmcl_jax import config as configs
-from mmcl_jax import log
+from mmcl_jax import files, log
 from mmcl_jax.named import ConfigError, did_you_mean
 
 FILES = ("config.json", "summary.json")
@@ -39,7 +37,7 @@ class Run:
         metrics: name -> number, from its summary.
     """
 
-    folder: epath.Path
+    folder: files.AnyPath
     content: dict[str, Any]
     seed: int
     metrics: dict[str, float]
@@ -72,7 +70,7 @@ def read(paths: Sequence[str]) -> list[Run]:
         ConfigError: if no path has a finished run.
     """
     runs, unfinished = [], []
-    for path in map(epath.Path, paths):
+    for path in map(files.path, paths):
         if not path.exists():
             raise FileNotFoundError(f"There is no folder {path}.")
         if not path.is_dir():
@@ -282,7 +280,7 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return found
 
 
-def write_csv(groups: Sequence[Group], out: epath.Path) -> None:
+def write_csv(groups: Sequence[Group], out: files.AnyPath) -> None:
     """Writes `rows` to a file."""
     lines = rows(groups)
     with out.open("w") as f:
@@ -291,7 +289,7 @@ def write_csv(groups: Sequence[Group], out: epath.Path) -> None:
         writer.writerows(lines)
 
 
-def picture(groups: Sequence[Group], metrics: Sequence[str], out: epath.Path) -> None:
+def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath) -> None:
     """Draws a panel per metric to a PNG: each seed a dot, mean and deviation a bar; the best and its likes coloured."""
     import matplotlib
 
@@ -327,11 +325,11 @@ def picture(groups: Sequence[Group], metrics: Sequence[str], out: epath.Path) ->
     plt.close(figure)
 
 
-def keep(runs: Sequence[Run], folder: str) -> list[epath.Path]:
+def keep(runs: Sequence[Run], folder: str) -> list[files.AnyPath]:
     """Copies what a table needs of each run, a few kB, to a folder of its name, where the repository can keep it."""
     kept = []
     for r in runs:
-        target = epath.Path(folder) / r.folder.name
+        target = files.path(folder) / r.folder.name
         target.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (target / name).write_text((r.folder / name).read_text())

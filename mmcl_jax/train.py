@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmcl_jax import config as configs
-from mmcl_jax import evals, log, named, optim, parallel, predict, processes, step
+from mmcl_jax import evals, files, log, machine, named, optim, parallel, predict, processes, step
 from mmcl_jax.build import build
-from mmcl_jax.checkpoint import Checkpoints, Stop, lock
+from mmcl_jax.checkpoint import Checkpoints, Stop, has_saved, lock
 from mmcl_jax.data import pipeline
+from mmcl_jax.data.faults import FaultCounter
 from mmcl_jax.profile import Trace
 from mmcl_jax.step import StepWatcher
 from mmcl_jax.types import PyTree
+
+FETCHED = ("metrics.jsonl", "wandb_id")  # of a run that goes on on another machine
 
 
 def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> int:
@@ -44,23 +47,23 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
         ConfigError: before anything is compiled, if the config can't work.
         RunError: if the data is too faulty, too many steps in a row are not finite, or no checkpoint can be used.
     """
-    workdir = Path(workdir)
+    workdir = files.path(workdir)
 
     # ---- Check -----------------------------------------------------------------------------------------------------
     mesh = named.checked("mesh", parallel.make_mesh, config.mesh, devices)
     configs.validate(config, mesh.size)
     log.check(config.log)
     log.console.quiet = not processes.is_first()
-    with lock(workdir):
-        return _train(config, workdir, mesh)
+    with lock(workdir) as owner, contextlib.closing(files.Mirror(workdir, FETCHED)) as mirror:
+        return _train(config, workdir, mirror, mesh, owner)
 
 
-def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
-    """`train`, once the workdir is ours."""
+def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mesh: Mesh, owner: str) -> int:
+    """`train`, once the workdir is ours; `mirror` is it, or a local folder that is copied there."""
     began = time.monotonic()
     on = processes.is_first()
     # A workdir without a checkpoint holds nothing to go on from: its files are those of a start that failed.
-    begun = processes.from_first(lambda: any((workdir / "checkpoints").glob("[0-9]*")))
+    begun = processes.from_first(lambda: has_saved(workdir))
     saved = workdir / "config.json"
     changed = configs.check_continuation(json.loads(saved.read_text()), config.to_dict()) if begun else {}
 
@@ -76,7 +79,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
                 log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
 
     # ---- State: where it was, or from another run, or from scratch -------------------------------------------------
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, owner=owner)
     shapes, sharding = parts.shapes, parts.sharding
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, sharding)
     restored = checkpoints.restore(abstract)
@@ -90,17 +93,18 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         if config.init_from.run:
             state = predict.start_from(config.init_from, state, parts.optimizer, sharding)
     if on:
-        write_whole(saved, configs.to_json(config))
+        files.write_whole(saved, configs.to_json(config))
+        files.write_whole(workdir / "environment.json", json.dumps(machine.describe(), indent=1) + "\n")
         parts.eval_streams.write_spec(workdir / "eval_streams.json")
 
     # ---- Train -------------------------------------------------------------------------------------------------------
     records = pipeline.Mixed(parts.sources, parts.weights, config.seed)
     data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
     batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
-    logger = log.Logger(workdir, config.steps, config.batch, config.log, start, on, began)
-    faults = pipeline.FaultCounter(config.data.fault_budget, logger.before("unreadable"))
+    logger = log.Logger(mirror.folder, config.steps, config.batch, config.log, start, on, began)
+    faults = FaultCounter(config.data.fault_budget, logger.before("unreadable"))
     steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
-    trace = Trace(config.profile.steps, workdir / "profile")
+    trace = Trace(config.profile.steps, mirror.folder / "profile")
     stop = Stop()
     exit_code = 0
 
@@ -108,6 +112,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
         with logger.clock.part("evaluation"):
             evaluate(predictor, config, logger, now, done)
+            mirror.push()
 
     def due(now):
         return now == config.steps or (config.eval_every and now % config.eval_every == 0)
@@ -116,6 +121,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         steps.flush(write=True)  # a run that goes on from here goes on with its clock and counts
         with logger.clock.part("checkpoint"):
             checkpoints.save(now, state, config.to_dict())
+            mirror.push()
 
     try:
         if start and due(start):
@@ -125,12 +131,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
             evaluate_now(start, [k for k in here if k not in anew])
         for now in range(start + 1, config.steps + 1):
             with logger.clock.part("data"):
-                batch = next_batch(batches, stop)
-            if batch is None:
-                now -= 1
-                save(now)
-                exit_code = stop.exit_code
-                break
+                batch = next(batches)
             for reason in faults.add(batch):
                 log.warn(f"can't read an example, it is left out: {reason}")
             rows = {"streams": batch["streams"], "position": batch["position"]}
@@ -156,6 +157,7 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
                 evaluate_now(now)
         if exit_code:
             checkpoints.wait()
+            processes.from_first(checkpoints.wait)  # a launcher may end the others as soon as one is gone
             log.say(f"stopped by a signal at step {now}, saved; the same command goes on from there")
     finally:
         try:
@@ -171,25 +173,8 @@ def _train(config: ConfigDict, workdir: Path, mesh: Mesh) -> int:
         counts = {"bad_steps": steps.bad, "unreadable": faults.faulty}
         counts |= logger.clock.row() | {"goodput": round(logger.clock.goodput(), 4)}
         log.say(f"time: {logger.clock}")
-        finish(predictor, config, workdir, counts, start)
+        finish(predictor, config, workdir, mirror.folder, counts, start)
     return exit_code
-
-
-def next_batch(batches: Iterator[Any], stop: Stop) -> Any:
-    """The next batch; None if there is none because the signal to stop went to the workers that make them, too."""
-    try:
-        return next(batches)
-    except Exception:
-        if stop.signal is None:
-            raise
-        return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file such that a crash leaves the old one or the new one, never half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def evaluate(
@@ -210,11 +195,11 @@ def evaluate(
 
 def describe(config: ConfigDict, workdir: Path, mesh: Any, streams: Any, sources: list[Any], params: PyTree) -> None:
     """Prints what is about to be trained, on what, with what."""
-    kinds = collections.Counter(d.device_kind for d in jax.devices())
     shape = " x ".join(f"{k} {v}" for k, v in mesh.shape.items())
-    devices = ", ".join(f"{n} x {k}" for k, n in kinds.items())
     log.say(f"mmcl_jax: {config.method.name} in {workdir}")
-    log.say(f"devices: {devices}; mesh {shape}; jax {jax.__version__}, Python {platform.python_version()}")
+    log.say(f"devices: {machine.devices()}; mesh {shape}; jax {jax.__version__}, Python {platform.python_version()}")
+    for name, value in machine.flags().items():
+        log.say(f"{name}={value}")
     records = sum(len(s) for s in sources)
     epochs = config.steps * config.batch / records
     sizes = " + ".join(f"{len(s):,}" for s in sources)
@@ -245,12 +230,20 @@ def _example(sent: dict[str, np.ndarray], streams: pipeline.Streams, chain: Any)
 
 
 def finish(
-    predictor: predict.Predictor, config: ConfigDict, workdir: Path, counts: dict[str, float], start: int
+    predictor: predict.Predictor,
+    config: ConfigDict,
+    workdir: files.AnyPath,
+    folder: Path,
+    counts: dict[str, float],
+    start: int,
 ) -> None:
-    """The end of a run: results table, curves, a picture of retrieval, summary.json. All processes call it."""
+    """The end of a run: results table, curves, a picture of retrieval, summary.json. All processes call it.
+
+    What is drawn and logged lies in `folder`: the workdir, or its mirror.
+    """
     from mmcl_jax.evals import figures
 
-    rows = log.read_metrics(workdir / "metrics.jsonl")
+    rows = log.read_metrics(folder / "metrics.jsonl")
     final = {k: v for r in rows if r["step"] == config.steps and "loss" not in r for k, v in r.items() if k != "step"}
     losses = [r["loss"] for r in rows if "loss" in r]
     summary = {"method": config.method.name, "steps": config.steps, "parameters": optim.count(predictor.params),
@@ -262,15 +255,15 @@ def finish(
         told = json.loads(path.read_text())
         summary = told if told["steps"] == config.steps else summary  # an older one is that of a shorter run
     if on:
-        write_whole(path, json.dumps(summary | {"evals": final}, indent=1) + "\n")
+        files.write_whole(path, json.dumps(summary | {"evals": final}, indent=1) + "\n")
         log.results_table(final)
-        figures.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        figures.curves(folder / "metrics.jsonl", folder / "curves.png")
     made = ["curves.png"]
     name, shown = next(((k, e) for k, e in config.evals.items() if e.name == "retrieval"), ("", None))
     if shown is not None:
         try:
             data = evals.with_source(shown.data, config.data.train)
-            figures.retrieval(predictor, data, workdir / "retrieval.png" if on else "", name, shown.get("limit", 0))
+            figures.retrieval(predictor, data, folder / "retrieval.png" if on else "", name, shown.get("limit", 0))
             made.append("retrieval.png")
         except Exception as e:  # noqa: BLE001 - a finished run is worth more than its picture
             log.warn(f"no retrieval.png: {type(e).__name__}: {e}")

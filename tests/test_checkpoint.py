@@ -65,8 +65,8 @@ def test_damage_falls_back_one_step_and_is_set_aside(saved, damage, caplog):
         step, state = Checkpoints(saved).restore(abstract(state_at(0)))
     assert step == 1
     same(state, state_at(1))
-    assert "step 2" in caplog.text and "2.damaged" in caplog.text
-    assert (saved / "checkpoints/2.damaged").is_dir(), "renamed, not deleted"
+    assert "step 2" in caplog.text and "damaged/2" in caplog.text
+    assert (saved / "damaged/2").is_dir(), "renamed, not deleted"
 
 
 def test_reading_leaves_a_run_that_is_under_way_alone(saved):

@@ -36,6 +36,6 @@ done
 [ -n "$kind" ] || die "gpu or tpu? (see --help)"
 image=${image:-mmcl:$kind}
 
-commit=$(git rev-parse --short HEAD 2> /dev/null || echo unknown)
+commit=$(git describe --always --abbrev=12 --dirty=+ --exclude='*' 2> /dev/null || true)
 run docker build --file "launch/docker/Dockerfile.$kind" --build-arg "COMMIT=$commit" --tag "$image" .
 if $push; then retry 3 10 run docker push "$image"; fi

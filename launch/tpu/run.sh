@@ -30,7 +30,8 @@ worker=(bash mmcl_jax/launch/tpu/worker.sh)
 retry 3 10 tpu scp "$archive" "$name:mmcl_jax.tar.gz" --worker=all || gave_up
 retry 3 10 on all bash -c 'mkdir -p mmcl_jax && tar -xzf mmcl_jax.tar.gz -C mmcl_jax' || gave_up
 retry 3 10 on all "${worker[@]}" install || gave_up
-retry 3 10 on all "${worker[@]}" start "${arguments[@]}" || gave_up
+commit=$(git describe --always --abbrev=12 --dirty=+ --exclude='*' 2> /dev/null || true)
+retry 3 10 on all env "MMCL_COMMIT=$commit" "${worker[@]}" start "${arguments[@]}" || gave_up
 if $dry_run || $detach; then exit 0; fi
 
 silent=0 told=''

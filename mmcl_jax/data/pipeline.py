@@ -8,12 +8,14 @@ A batch of the host is {"streams": {name: {"data", "mask", "present"}}, "positio
 from __future__ import annotations
 
 import bisect
-import collections
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from mmcl_jax.data import record as record_ops_module
 from mmcl_jax.data import sources, tokenizers
 from mmcl_jax.data.chain import Chain, HostOps, Memory, parse_ops, parse_stream
 from mmcl_jax.data.record import look_up
-from mmcl_jax.named import ConfigError, RunError, checked
+from mmcl_jax.files import AnyPath
+from mmcl_jax.named import ConfigError, checked
 
 ENDLESS = 2**62  # length of the training stream
 Element = dict[str, Any]
@@ -150,12 +153,12 @@ class Streams:
                 return f"{key} is {arrays[key].dtype}{arrays[key].shape}, expected {like.dtype}{like.shape}"
         return None
 
-    def write_spec(self, path: Path) -> None:
+    def write_spec(self, path: AnyPath) -> None:
         """Saves shapes and dtypes, so that a model can be opened without its data."""
         spec = {n: {k: [v.dtype.name, list(v.shape)] for k, v in s.items()} for n, s in self.spec.items()}
         path.write_text(json.dumps(spec))
 
-    def read_spec(self, path: Path) -> None:
+    def read_spec(self, path: AnyPath) -> None:
         """Reads what `write_spec` saved."""
         spec = json.loads(path.read_text())
         self.spec = {n: {k: np.zeros(shape, dtype) for k, (dtype, shape) in s.items()} for n, s in spec.items()}
@@ -210,8 +213,25 @@ class Pipeline:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)  # its unit: batches
         ds = ds.to_iter_dataset(options)
         if workers:
-            ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+            ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_as_worker)
         return iter(ds)
+
+
+def _as_worker(worker: int, workers: int) -> None:
+    """A worker's first act: signals to stop, which schedulers send to all processes, are for the one that trains.
+
+    When that one is gone, however it ended, so is the worker.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclasses.dataclass
@@ -288,7 +308,7 @@ def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
 
 
 def make_tokenizer(
-    config: Any, opened: list[Any], workdir: Path, begun: bool = False, inherited: Path | None = None
+    config: Any, opened: list[Any], workdir: AnyPath, begun: bool = False, inherited: AnyPath | None = None
 ) -> tokenizers.Tokenizer | None:
     """The run's tokenizer: its own from before, or the config's, or one trained on the captions.
 
@@ -354,53 +374,3 @@ def stack(elements: Sequence[Element]) -> Element:
     first = elements[0]
     return {k: stack([e[k] for e in elements]) if isinstance(v, dict) else np.stack([e[k] for e in elements])
             for k, v in first.items()}  # fmt: skip
-
-
-class FaultCounter:
-    """Counts what could not be read, by reason, and stops the run when it is too much of the data.
-
-    Missing fields are not faults; they are normal.
-
-    Args:
-        budget: largest share of faulty examples among the last WINDOW; checked from the 100th example on. A share of
-            all that was ever seen would let a long run go on for thousands of steps once its data is gone.
-        before: faulty examples of the run before it was continued.
-    """
-
-    WINDOW = 10_000
-
-    def __init__(self, budget: float, before: int = 0):
-        self.budget, self.faulty = budget, before
-        self.recent: collections.deque[tuple[int, int]] = collections.deque()  # per batch: examples, faulty ones
-        self.reasons: collections.Counter[str] = collections.Counter()
-        self.examples: dict[str, str] = {}
-
-    def add(self, batch: Element) -> list[str]:
-        """Counts a batch; returns the reasons that are new, with the first example of each.
-
-        Raises:
-            RunError: over the budget, with the five most frequent reasons and an example of each.
-        """
-        new = []
-        before = self.faulty
-        for fault, identity in zip(batch["fault"], batch["id"], strict=True):
-            if not fault:
-                continue
-            self.faulty += 1
-            # Messages name files and addresses; what comes before the second colon is the kind of fault.
-            reason = ":".join(str(fault).split(":")[:2])
-            if reason not in self.reasons:
-                self.examples[reason] = f"{identity} ({fault})"
-                new.append(f"{reason}, first at {self.examples[reason]}")
-            self.reasons[reason] += 1
-        self.recent.append((len(batch["fault"]), self.faulty - before))
-        while len(self.recent) > 1 and sum(n for n, _ in self.recent) - self.recent[0][0] >= self.WINDOW:
-            self.recent.popleft()
-        seen, faulty = (sum(column) for column in zip(*self.recent, strict=True))
-        if seen >= 100 and faulty > self.budget * seen:
-            top = "\n".join(f"  {n} x {r}, first at {self.examples[r]}" for r, n in self.reasons.most_common(5))
-            raise RunError(
-                f"{faulty} of the last {seen} examples could not be read, more than data.fault_budget={self.budget} "
-                f"allows. Since the start:\n{top}\nMend the data, or raise the budget."
-            )
-        return new

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from mmcl_jax import files
 
 PAD, SOT, EOT = "<pad>", "<sot>", "<eot>"
 
@@ -60,9 +61,9 @@ class Tokenizer:
         """Ids back to text, without special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: files.AnyPath) -> None:
         """Writes the tokenizer as one JSON file."""
-        self.backend.save(str(path))
+        path.write_text(self.backend.to_str(pretty=True))
 
 
 def train(texts: Iterable[str], vocab: int, lower: bool = True) -> Tokenizer:
@@ -88,17 +89,18 @@ def train(texts: Iterable[str], vocab: int, lower: bool = True) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def load(path: str | Path) -> Tokenizer:
+def load(path: str | files.AnyPath) -> Tokenizer:
     """Reads a tokenizer that `save` wrote.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if the file is not one.
     """
-    if not Path(path).is_file():
+    path = files.path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"There is no tokenizer at {path}.")
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_str(path.read_text())
     except Exception as e:  # the library raises a bare Exception
         raise ValueError(f"{path} is not a tokenizer of the `tokenizers` library: {e}") from e
     return Tokenizer(backend)

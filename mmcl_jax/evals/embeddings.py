@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from mmcl_jax import files
 from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.named import ConfigError, did_you_mean
 from mmcl_jax.predict import Predictor
@@ -51,7 +51,9 @@ def booleans(values: Sequence[Any], field: str) -> np.ndarray:
     return np.array(found, bool)
 
 
-def write(predictor: Predictor, source: Any, out: Path, names: Sequence[str] = ()) -> list[tuple[Path, int]]:
+def write(
+    predictor: Predictor, source: Any, out: files.AnyPath, names: Sequence[str] = ()
+) -> list[tuple[files.AnyPath, int]]:
     """Embeds a source and writes each stream's embeddings, as npz and as parquet.
 
     Args:
@@ -71,10 +73,12 @@ def write(predictor: Predictor, source: Any, out: Path, names: Sequence[str] = (
     for name, vectors in found.vectors.items():
         ids = [str(found.kept["id"][i] if found.kept["id"][i] is not None else i) for i in found.owners[name]]
         texts = found.texts[name] if len(found.texts[name]) == len(ids) else None
-        path = out / name.replace("/", "_")
-        np.savez_compressed(path.with_suffix(".npz"), id=np.array(ids), embedding=vectors)
+        npz, table = (out / f"{name.replace('/', '_')}.{kind}" for kind in ("npz", "parquet"))
+        with npz.open("wb") as f:
+            np.savez_compressed(f, id=np.array(ids), embedding=vectors)
         rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         columns = {"id": pa.array(ids), "embedding": rows} | ({"text": pa.array(texts)} if texts else {})
-        pa.parquet.write_table(pa.table(columns), path.with_suffix(".parquet"))
-        written += [(path.with_suffix(".npz"), len(ids)), (path.with_suffix(".parquet"), len(ids))]
+        with table.open("wb") as f:
+            pa.parquet.write_table(pa.table(columns), f)
+        written += [(npz, len(ids)), (table, len(ids))]
     return written

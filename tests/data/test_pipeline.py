@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmcl_jax.data import ops, pipeline, sources, tokenizers
 from mmcl_jax.data.chain import generator, parse_stream
+from mmcl_jax.data.faults import FaultCounter
 from mmcl_jax.named import ConfigError
 
 TOKENIZER = tokenizers.train(["a red square", "a blue disc", "ring in green"], 300)
@@ -178,7 +179,7 @@ def test_unreadable_images_are_masked_and_counted(kind):
     batch = pipeline.stack([streams.element(source[i], i) for i in range(8)])
     assert list(batch["streams"]["image"]["present"]) == [i != 5 for i in range(8)]
     assert batch["streams"]["text"]["present"].all(), "only the stream that failed is absent"
-    counter = pipeline.FaultCounter(budget=0.2)
+    counter = FaultCounter(budget=0.2)
     (told,) = counter.add(batch)
     assert "image" in told and "record-5" in told
     assert counter.add(batch) == [], "each reason is told once"
@@ -190,7 +191,7 @@ def test_over_the_budget_the_run_stops_and_says_why():
     source = Records(b"junk")
     streams.find_spec(source)
     batch = pipeline.stack([streams.element(source[i], i) for i in range(8)])
-    counter = pipeline.FaultCounter(budget=0.05)
+    counter = FaultCounter(budget=0.05)
     with pytest.raises(RuntimeError, match="data.fault_budget=0.05(.|\n)*record-5"):
         for _ in range(13):
             counter.add(batch)
@@ -200,7 +201,7 @@ def test_data_that_goes_away_late_stops_the_run_soon():
     def batch(fault):
         return {"fault": np.array([fault] * 1000), "id": np.arange(1000).astype(str)}
 
-    counter = pipeline.FaultCounter(budget=0.05)
+    counter = FaultCounter(budget=0.05)
     for _ in range(1000):
         counter.add(batch(""))
     with pytest.raises(RuntimeError, match="1000 of the last 10000 examples"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
 from pathlib import Path
 
+from mmcl_jax import files
 from mmcl_jax.named import ConfigError, did_you_mean
 
 BUILDERS = {"openmoji": "Openmoji", "emoji_styles": "EmojiStyles"}
@@ -16,12 +19,12 @@ def names() -> list[str]:
     return [f"{name}/{config.name}" for name in BUILDERS for config in _builder_class(name).BUILDER_CONFIGS]
 
 
-def build(name: str, data_dir: str = "") -> Path:
+def build(name: str, data_dir: str = "") -> files.AnyPath:
     """Builds a data set, unless it is there.
 
     Args:
         name: "openmoji/color"; "emoji_styles/all" builds all styles.
-        data_dir: TFDS's folder; default: TFDS_DATA_DIR of the environment, or ~/tensorflow_datasets.
+        data_dir: TFDS's folder, also on gs://; default: TFDS_DATA_DIR of the environment, or ~/tensorflow_datasets.
 
     Returns:
         The folder of the (last) data set.
@@ -42,20 +45,26 @@ def build(name: str, data_dir: str = "") -> Path:
     return folder
 
 
-def _build_one(name: str, data_dir: str) -> Path:
+def _build_one(name: str, data_dir: str) -> files.AnyPath:
     import tensorflow_datasets as tfds
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()  # its bars are many lines where there is no terminal
     data_set, _, config = name.partition("/")
-    builder = _builder_class(data_set)(config=config, data_dir=data_dir or None, file_format="array_record")
-    if not builder.is_prepared():
-        downloads = Path(builder.data_dir).parents[2] / "downloads"
-        builder.download_and_prepare(download_dir=str(downloads))
+    target = files.path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets")
+    with tempfile.TemporaryDirectory() as scratch:  # array_record files can be read on gs://, but only written to disks
+        there = Path(scratch) if files.is_remote(target) else target
+        builder = _builder_class(data_set)(config=config, data_dir=str(target), file_format="array_record")
+        if not builder.is_prepared():
+            builder = _builder_class(data_set)(config=config, data_dir=str(there), file_format="array_record")
+            builder.download_and_prepare(download_dir=str(there / "downloads"))
+            if files.is_remote(target):
+                files.copy_tree(there / data_set, target / data_set)
+                builder = _builder_class(data_set)(config=config, data_dir=str(target), file_format="array_record")
     sizes = ", ".join(f"{k} {v.num_examples}" for k, v in builder.info.splits.items())
     print(f"{name} in {builder.data_dir}: {sizes}")
     print(f"  licence {builder.info.metadata['license']}: {builder.info.metadata['attribution']}")
-    return Path(builder.data_dir)
+    return files.path(builder.data_dir)
 
 
 def _builder_class(name: str):

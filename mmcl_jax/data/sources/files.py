@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from mmcl_jax import files
 from mmcl_jax.named import did_you_mean
 
 SPLITS = {"test": 5, "validation": 10, "train": 100}  # upper ends, in percent of the hash
@@ -46,6 +47,10 @@ class Files:
     """
 
     def __init__(self, path: str, split: str, root: str, image: str, caption: str, id: str):
+        if files.is_remote(path) or files.is_remote(root):
+            raise ValueError(
+                f"{path} {root}: tables and images are read from local disks; TFDS data sets also from gs://."
+            )
         file = Path(path).expanduser()
         self.root = Path(root).expanduser() if root else file.parent
         self.image, self.caption, self.id = image, caption, id

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
+
+from mmcl_jax import files
 
 
 def make(name: str, split: str = "train", data_dir: str = "", in_memory: bool = False) -> Tfds:
@@ -13,7 +16,7 @@ def make(name: str, split: str = "train", data_dir: str = "", in_memory: bool = 
     Args:
         name: "openmoji/color", "emoji_styles/noto", or any set prepared with `file_format="array_record"`.
         split: a split, "train[:50%]" and "train+validation" included.
-        data_dir: TFDS's folder; default: TFDS_DATA_DIR of the environment, or ~/tensorflow_datasets.
+        data_dir: TFDS's folder, also on gs://; default: TFDS_DATA_DIR of the environment, or ~/tensorflow_datasets.
         in_memory: keep records once they are read, images still encoded; for sets that are small.
 
     Raises:
@@ -29,6 +32,7 @@ class Tfds:
     def __init__(self, name: str, split: str, data_dir: str, in_memory: bool):
         import tensorflow_datasets as tfds  # slow to import
 
+        files.path(data_dir or os.environ.get("TFDS_DATA_DIR", ""))  # refuses what can't be read
         try:
             builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
         except (tfds.core.DatasetNotFoundError, ValueError, FileNotFoundError) as e:
