@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--config", required=True, nargs="+", help=f"one or several; {CONFIG_HELP}")
     sweep.add_argument("--grid", nargs="+", default=[], metavar="KEY=A,B", help="optim.lr=1e-3,3e-4 seed=0,1,2 say")
     sweep.add_argument("--out", default="", help="folder of the runs; default: runs/sweep_<config>")
-    sweep.add_argument("--submit", default="", metavar="COMMAND",
-                       help="give each run to a scheduler: 'sbatch launch/slurm/train.sbatch' say")  # fmt: skip
+    submit = "give each run to a scheduler: 'sbatch --job-name={name} launch/slurm/train.sbatch' say"
+    sweep.add_argument("--submit", default="", metavar="COMMAND", help=submit)
     sweep.add_argument("--dry-run", action="store_true", help="list the runs, start none")
     sweep.set_defaults(run=_sweep)
 

@@ -95,9 +95,7 @@ class Logger:
 
     Args:
         workdir: of the run.
-        steps: length of the run.
-        batch: examples a step.
-        config: `config.log`.
+        config: of the run: its `steps`, `batch` and `log`; W&B gets all of it, to compare runs by.
         start: step that the run goes on from; rows of later steps, written before a crash, are dropped.
         on: whether to write and print at all.
         began: time.monotonic() when this part of the run began; default: now.
@@ -106,14 +104,12 @@ class Logger:
     def __init__(
         self,
         workdir: Path,
-        steps: int,
-        batch: int,
         config: Any,
         start: int = 0,
         on: bool = True,
         began: float | None = None,
     ):
-        self.steps, self.batch, self.start, self.on = steps, batch, start, on
+        self.steps, self.batch, self.start, self.on = config.steps, config.batch, start, on
         self.clock = Clock(began=began)
         self.last_row: dict[str, Any] = {}
         self.start_clock(start)
@@ -129,15 +125,15 @@ class Logger:
         temporary.replace(self.path)
         self.file = self.path.open("a")
         self.last_row = next((r for r in reversed(rows) if "loss" in r), {})
-        lost = max((r.get("seconds", 0.0) for r in there[len(rows) :]), default=0.0) - self.before("seconds")
+        lost = max((r.get("seconds", 0.0) for r in there if r["step"] > start), default=0.0) - self.before("seconds")
         self.clock = Clock(self.last_row, max(lost, 0.0), began)
-        if config.tensorboard:
+        if config.log.tensorboard:
             self.writers.append(_tensorboard(workdir, start))
-        if config.wandb:
-            self.writers.append(_wandb(workdir, config.wandb))
+        if config.log.wandb:
+            self.writers.append(_wandb(workdir, config))
         if console.is_terminal:
             self.bar = Progress(BarColumn(24), TextColumn("{task.description}"), console=console, transient=True)
-            self.task = self.bar.add_task("compiling", total=steps, completed=start)
+            self.task = self.bar.add_task("compiling", total=self.steps, completed=start)
             self.bar.start()
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -259,14 +255,15 @@ def _tensorboard(workdir: Path, start: int) -> Any:
     return tensorboard, writer.close
 
 
-def _wandb(workdir: Path, project: str) -> Any:
+def _wandb(workdir: Path, config: Any) -> Any:
     import wandb as library
 
     # Kept with the run, so that a continued run goes on in the same one, and no other run of that name is touched.
     kept = workdir / "wandb_id"
     if not kept.exists():
         kept.write_text(secrets.token_hex(8))
-    run = library.init(project=project, dir=str(workdir), name=workdir.name, id=kept.read_text(), resume="allow")
+    run = library.init(project=config.log.wandb, config=config.to_dict(), dir=str(workdir), name=workdir.name,
+                       id=kept.read_text(), resume="allow")  # fmt: skip
 
     def wandb(row: dict[str, Any]) -> None:
         run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])

@@ -135,8 +135,8 @@ def run(runs: Sequence[Run], out: str, submit: str = "", relaunches: int = 3) ->
     Args:
         runs: from `plan`.
         out: folder of the workdirs.
-        submit: command that takes the arguments of `mmcl train` behind its own, "sbatch launch/slurm/train.sbatch" say;
-            "" = run here.
+        submit: command that takes the arguments of `mmcl train` behind its own, "sbatch launch/slurm/train.sbatch" say,
+            in which {name} stands for the run's; "" = run here.
         relaunches: how often a run that was preempted (exit code 42) is started again.
 
     Returns:
@@ -151,6 +151,7 @@ def run(runs: Sequence[Run], out: str, submit: str = "", relaunches: int = 3) ->
             log.say(f"[{i}/{len(waiting)}] {r.workdir.name} ({r.state}): {_told(r)}")
             sys.stdout.flush()  # what the run prints comes behind it
             command = shlex.split(submit) if submit else [sys.executable, "-m", "mmcl_jax.train"]
+            command = [part.replace("{name}", r.workdir.name) for part in command]
             code = until_done(child, [*command, *r.arguments], 0 if submit else relaunches)
             if child.told or code == INTERRUPTED:
                 return PREEMPTED if child.told == signal.SIGTERM else INTERRUPTED

@@ -101,7 +101,7 @@ def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mes
     records = pipeline.Mixed(parts.sources, parts.weights, config.seed)
     data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
     batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
-    logger = log.Logger(mirror.folder, config.steps, config.batch, config.log, start, on, began)
+    logger = log.Logger(mirror.folder, config, start, on, began)
     faults = FaultCounter(config.data.fault_budget, logger.before("unreadable"))
     steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
     trace = Trace(config.profile.steps, mirror.folder / "profile")

@@ -6,6 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from mmcl_jax import log
 from mmcl_jax.clock import Clock
@@ -29,14 +30,11 @@ def test_parts_add_up():
 
 def test_a_continued_run_goes_on_with_its_clock(tmp_path):
     """Rows behind the step that a run goes on from are dropped; the time they took was lost."""
-    config = {"tensorboard": False, "wandb": ""}
+    config = ConfigDict({"steps": 5, "batch": 8, "log": {"tensorboard": False, "wandb": ""}})
     rows = [{"step": s, "loss": 1.0, "seconds": 10.0 * s, "time/data": 2.0 * s, "time/lost": 1.0} for s in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"step": 3, "val/n": 1}]))
 
-    class Config(dict):
-        __getattr__ = dict.__getitem__
-
-    logger = log.Logger(tmp_path, 5, 8, Config(config), start=2)
+    logger = log.Logger(tmp_path, config, start=2)
     row = logger.clock.row()
     assert row["time/lost"] == 11.0 and row["time/data"] == 4.0 and row["seconds"] == pytest.approx(30.0, abs=0.5)
     assert logger.clock.goodput() == pytest.approx((30 - 11 - 4) / 30, abs=0.02)

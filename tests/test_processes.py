@@ -32,7 +32,7 @@ def test_two_processes_train_evaluate_stop_and_go_on_as_one(repository, tmp_path
     one, two = tmp_path / "one", tmp_path / "two"
     code, output = finish(local(repository, "--devices", "8", *RUN, "--config.steps=8", "--workdir", str(one)))
     assert code == 0, output
-    several = ("--processes", "2", "--devices", "4", *RUN, "--workdir", str(two))
+    several = ("--processes", "2", "--devices", "4", "--relaunch", "0", *RUN, "--workdir", str(two))
     process = local(repository, *several, "--config.steps=100000", start_new_session=True)
     metrics = two / "metrics.jsonl"
     deadline = time.monotonic() + 300

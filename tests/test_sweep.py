@@ -135,10 +135,10 @@ def test_a_scheduler_gets_a_job_for_each(tmp_path, monkeypatch):
     (tmp_path / "record").mkdir()
     monkeypatch.setenv("RECORD", str(tmp_path / "record"))
     runs = sweep.plan([CLIP], GRID, ["data.tokenizer.fields=('captions',)"], str(tmp_path / "out dir"))
-    assert sweep.run(runs, str(tmp_path / "out dir"), f"{shlex.quote(str(stub))} --nodes=2 train.sbatch") == 0
+    assert sweep.run(runs, str(tmp_path / "out dir"), f"{shlex.quote(str(stub))} -J {{name}} train.sbatch") == 0
     argv = sorted(p.read_text().splitlines() for p in (tmp_path / "record").iterdir())
-    assert argv == sorted(["--nodes=2", "train.sbatch", *r.arguments] for r in runs)
-    assert "--config.data.tokenizer.fields=('captions',)" in argv[0] and f"{tmp_path}/out dir/" in argv[0][5]
+    assert argv == sorted(["-J", r.workdir.name, "train.sbatch", *r.arguments] for r in runs)
+    assert "--config.data.tokenizer.fields=('captions',)" in argv[0] and f"{tmp_path}/out dir/" in argv[0][6]
 
 
 def test_a_sweep_told_to_stop_stops_its_run(tmp_path):
