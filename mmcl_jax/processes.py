@@ -23,7 +23,8 @@ ERRORS = {e.__name__: e for e in (ConfigError, RunError, FileNotFoundError)}
 def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     """Makes this process part of a run of several, if it is one; call it before anything asks JAX for devices.
 
-    Where nothing is given, SLURM (`srun` with several tasks) and Cloud TPU are recognised; else the process is alone.
+    Where nothing is given, SLURM (`srun` with several tasks), Cloud TPU and what xpk sets on GPU nodes
+    (JAX_COORDINATOR_ADDRESS, NNODES, NODE_RANK) are recognised; else the process is alone.
 
     Args:
         coordinator: "host:port" of the first process, the same on all.
@@ -48,6 +49,10 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         jax.distributed.initialize(coordinator, processes, process)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         jax.distributed.initialize(local_device_ids=_slurm_devices())
+    elif int(os.environ.get("NNODES", 1)) > 1 and os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        address, port = os.environ["JAX_COORDINATOR_ADDRESS"], os.environ.get("JAX_COORDINATOR_PORT", "6002")
+        where = address if ":" in address else f"{address}:{port}"
+        jax.distributed.initialize(where, int(os.environ["NNODES"]), int(os.environ["NODE_RANK"]))
     elif importlib.util.find_spec("libtpu") and (os.environ.get("JAX_PLATFORMS") or "tpu").startswith("tpu"):
         try:
             jax.distributed.initialize()

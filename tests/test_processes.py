@@ -71,17 +71,19 @@ print(processes.from_first(lambda: f"{jax.process_index()} of {jax.process_count
 """
 
 
-def test_slurm_is_recognised(repository):
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"}
+XPK = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1", "NNODES": "2"}
+
+
+@pytest.mark.parametrize("told, rank", [(SLURM, ("SLURM_PROCID", "SLURM_LOCALID")), (XPK, ("NODE_RANK",))])
+def test_launchers_are_recognised(repository, told, rank):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    slurm = {
-        "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2",
-        "JAX_COORDINATOR_PORT": str(port), "XLA_FLAGS": "", "PYTHONPATH": str(repository),
-    }  # fmt: skip
+    env = os.environ | told | {"JAX_COORDINATOR_PORT": str(port), "XLA_FLAGS": "", "PYTHONPATH": str(repository)}
     children = [
-        subprocess.Popen([sys.executable, "-c", JOIN], env=os.environ | slurm | {"SLURM_PROCID": i, "SLURM_LOCALID": i},
-                         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen([sys.executable, "-c", JOIN], env=env | dict.fromkeys(rank, i), text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for i in "01"
     ]  # fmt: skip
     for child in children:

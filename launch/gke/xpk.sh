@@ -6,7 +6,8 @@
 #   NAME               of the workload: small letters, digits, dashes; 40 at most
 #   --image IMAGE      made by launch/docker/build.sh and pushed where the cluster can pull it
 #   --tpu-type TYPE    v5litepod-16, v6e-16, ...; --device-type for GPUs: h100-80gb-8
-#   --slices N         default: 1
+#   --slices N         of TPUs; default: 1
+#   --nodes N          of GPUs; default: 1
 #   --restarts N       how often a preempted workload is started again; default: 20
 #   --project P, --zone Z   default: gcloud's
 #   --dry-run          print the command line, call nothing
@@ -21,7 +22,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-name='' slices=1 restarts=20 dry_run=false image=''
+name='' slices='' nodes='' restarts=20 dry_run=false image=''
 flags=() arguments=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -38,7 +39,7 @@ while [ $# -gt 0 ]; do
       flags+=("$1=$2")
       shift
       ;;
-    --image | --slices | --restarts)
+    --image | --slices | --nodes | --restarts)
       [ -n "${2:-}" ] || die "$1 needs a value"
       [ "$1" = --image ] || number "$1" "$2"
       printf -v "${1#--}" %s "$2"
@@ -58,7 +59,9 @@ done
 [ ${#arguments[@]} -gt 0 ] || die "nothing to train: give the arguments of mmcl train behind -- (see --help)"
 [[ " ${arguments[*]}" == *"--workdir"[\ =]gs://* ]] || echo "warning: --workdir is not on gs://; it goes with the machines" >&2
 
+[ -z "$slices" ] || flags+=("--num-slices=$slices")
+[ -z "$nodes" ] || flags+=("--num-nodes=$nodes")
 # One command, not several: only then xpk's wrapper passes SIGTERM on to it.
-run xpk workload create "--workload=$name" "${flags[@]}" "--num-slices=$slices" "--docker-image=$image" \
+run xpk workload create "--workload=$name" "${flags[@]}" "--docker-image=$image" \
   "--max-restarts=$restarts" --restart-on-exit-codes=42 --termination-grace-period-seconds=120 \
   "--command=$(printf '%q ' mmcl train "${arguments[@]}")"
