@@ -82,8 +82,9 @@ def read(paths: Sequence[str]) -> list[Run]:
                 continue
             config, summary = (json.loads((folder / name).read_text()) for name in FILES)
             flat = {k: v for k, v in configs.flat(config) if not configs.is_how(k, config)}
-            numbers = {k: v for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-            runs.append(Run(folder, flat, flat.pop("seed"), numbers | summary.get("evals", {})))
+            told = summary | summary.get("evals", {})  # null where it was not finite
+            numbers = {k: v for k, v in told.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            runs.append(Run(folder, flat, flat.pop("seed"), numbers))
     if unfinished:
         log.warn(f"not finished, and left out: {', '.join(unfinished)}")
     if not runs:

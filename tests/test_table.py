@@ -103,6 +103,17 @@ def test_a_kept_run_is_the_same_run(write, tmp_path, capsys):
     assert "repeats" in capsys.readouterr().out
 
 
+def test_a_metric_that_a_seed_lacks(write):
+    """Null in a summary is what was not finite; it is neither counted nor taken for zero."""
+    paths = [
+        write("a0", {"val/i2t/R@1": 0.5}, "seed=0"), write("a1", {"val/i2t/R@1": None}, "seed=1"),
+        write("b0", {"val/t2i/R@1": 0.5}, "optim.lr=0.01"),
+    ]  # fmt: skip
+    groups = table.group(table.read(paths))
+    assert groups[0].values("val/i2t/R@1") == [0.5] and groups[1].values("val/i2t/R@1") == []
+    assert marks(paths) == ["", ""] and "| 0.500" in table.markdown(groups, table.choose(groups))
+
+
 def test_configs_are_diffed(write):
     paths = [
         write("a", recall(0.5)),

@@ -24,7 +24,9 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 archive=$folder/mmcl_jax.tar.gz
 if ! $dry_run; then
-  git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -czf "$archive"
+  git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+    [ ! -f "$file" ] || printf '%s\0' "$file" # those deleted since the last commit are listed, too
+  done | tar --null -T - -czf "$archive"
 fi
 worker=(bash mmcl_jax/launch/tpu/worker.sh)
 retry 3 10 tpu scp "$archive" "$name:mmcl_jax.tar.gz" --worker=all || gave_up
