@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from mmcl_jax.named import ConfigError, RunError
 
@@ -100,12 +101,23 @@ def from_first(function: Callable[[], Any]) -> Any:
             outcome = {"value": function()}
         except Exception as e:  # noqa: BLE001 - told to all, then raised
             outcome, problem = {"error": type(e).__name__, "message": str(e)}, e
+    meet("from_first")  # collectives don't wait long for a process that is late
     outcome = json.loads(_broadcast(json.dumps(outcome).encode()))
     if problem is not None:
         raise problem
     if "error" in outcome:
         raise ERRORS.get(outcome["error"], RunError)(outcome["message"])
     return outcome["value"]
+
+
+def meet(where: str, minutes: float = 60) -> None:
+    """Waits until all processes are here: one may have read, compiled or written for longer than another.
+
+    Args:
+        where: a name, the same on all of them.
+        minutes: how long to wait before giving up with an error.
+    """
+    ocp.multihost.get_barrier_sync_fn()(key=where, timeout_ms=int(minutes * 60_000))
 
 
 def _broadcast(data: bytes) -> bytes:

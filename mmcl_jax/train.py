@@ -139,6 +139,7 @@ def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mes
             if now == start + 1:
                 with logger.clock.part("compile"):
                     step.compile_and_tell(parts.train_step, state, rows)
+                    processes.meet("compiled")
                 logger.start_clock(start)
             trace.before(now)
             # It runs ahead of the devices, so the next batch is on its way to them while they work on this one.
