@@ -8,7 +8,9 @@ die() {
 
 # Prints the comment at the head of the script that runs: its --help.
 usage() {
-  awk 'NR > 1 && !/^#/ { exit } NR > 1 { if (!/^#SBATCH/) sub(/^# ?/, ""); print }' "$0"
+  local file=$0
+  [ -f "$file" ] || file=$OLDPWD/$0 # the scripts begin by going to the clone's root
+  awk 'NR > 1 && !/^#/ { exit } NR > 1 { if (!/^#SBATCH/) sub(/^# ?/, ""); print }' "$file"
 }
 
 # Runs a command, or prints it as it would be typed if dry_run=true.
@@ -30,7 +32,7 @@ retry() {
     code=0
     "$@" || code=$?
     if [ "$code" -eq 0 ] || [ "$i" -eq "$times" ]; then break; fi
-    echo "failed with $code, again in $pause s: $1" >&2
+    echo "failed with $code, again in $pause s: $*" >&2
     sleep "$pause"
     pause=$((pause * 2))
   done
@@ -40,6 +42,11 @@ retry() {
 # number FLAG VALUE: refuses what is not a whole number.
 number() {
   [[ $2 =~ ^[0-9]+$ ]] || die "$1 needs a number, not '$2' (see --help)"
+}
+
+# value FLAG VALUE: refuses an option without one.
+value() {
+  [ -n "$2" ] || die "$1 needs a value (see --help)"
 }
 
 # export_xla LIST: exports the flags of a list of xla_flags.sh, and says them; nothing for "".

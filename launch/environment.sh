@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Makes the virtual environment that the scripts of this folder share. Source it, then: environment EXTRA,EXTRA
 #
-# It lies in .venv of the clone, or where MMCL_VENV says. Packages have the versions of requirements/lock.txt;
+# It lies in .venv of the clone, or where MMCL_VENV says. Packages have the versions of requirements/lock*.txt;
 # what is installed already is kept, the project itself is installed editable. Where nothing has changed since, nothing is
 # done: machines without a network can use what another one has installed on a shared disk.
 
@@ -36,15 +36,28 @@ Where that package does not exist, install Python another way and name it: PYTHO
     "$python" -m venv --clear "$venv" ||
       die "Could not make a virtual environment in $venv; is there room, and may you write there?"
   fi
-  local installed="$venv/.mmcl_installed" wanted
-  wanted="$root $extras $(cat "$root/setup.cfg" "$root/requirements/lock.txt" | cksum)"
+  # A line for each set of extras that is installed, of this clone as it is.
+  local installed="$venv/.mmcl_installed" here lock=lock.txt
+  here=$(cat "$root"/setup.cfg "$root"/requirements/*.txt | cksum)
   export PATH="$venv/bin:$PATH"
-  if [ "$(cat "$installed" 2> /dev/null)" = "$wanted" ]; then return; fi
+  if grep -qsFx "$extras $here $root" "$installed"; then return; fi
+  if command -v flock > /dev/null; then # jobs that start together share it
+    exec 9> "$venv.lock"
+    flock 9
+    if grep -qsFx "$extras $here $root" "$installed"; then return; fi
+  fi
+  case $extras in
+    *tpu*) lock='lock-tpu.txt' ;;
+    *cuda12*) lock='lock-gpu.txt' ;;
+  esac
   echo "installing packages (quick if they are there)"
-  rm -f "$installed"
   # --no-build-isolation would need setuptools in the environment; with isolation pip fetches it by itself.
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint "$root/requirements/lock.txt" --editable "${root}[$extras]" ||
+    --constraint "$root/requirements/$lock" --editable "${root}[$extras]" ||
     die "Installing failed; the lines above say why. Without a network, or behind a proxy, see https_proxy and pip's index-url."
-  echo "$wanted" > "$installed"
+  # What was installed from another clone, or before this one changed, is no longer.
+  { grep -F " $here $root" "$installed" 2> /dev/null || true; } > "$installed.new"
+  echo "$extras $here $root" >> "$installed.new"
+  mv "$installed.new" "$installed"
+  if command -v flock > /dev/null; then exec 9>&-; fi
 }

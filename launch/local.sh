@@ -31,7 +31,8 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --xla)
-      xla=${2:-}
+      value "$1" "${2:-}"
+      xla=$2
       shift
       ;;
     --dry-run) dry_run=true ;;
@@ -113,6 +114,7 @@ finish() {
 for ((attempt = 0; attempt <= relaunch; attempt++)); do
   start
   if $dry_run; then exit 0; fi
+  if $told; then kill -TERM "${children[@]}" 2> /dev/null || true; fi # told while they were being started
   finish
   if [ "$exit_code" -ne "$PREEMPTED" ] || $told || [ "$attempt" -eq "$relaunch" ]; then break; fi
   echo "preempted; starting again ($((attempt + 1)) of $relaunch)"

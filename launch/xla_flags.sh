@@ -12,8 +12,9 @@
 #
 #   The launchers take it as --xla LIST. By hand: export "$(bash launch/xla_flags.sh gpu)"
 #
-# What XLA_FLAGS or LIBTPU_INIT_ARGS hold already stays, in front. Each flag is known to jaxlib 0.10.2, its CUDA plugin
-# and libtpu 0.0.42; an unknown one ends the program at its start. A run writes both variables to its environment.json.
+# What XLA_FLAGS or LIBTPU_INIT_ARGS hold already stays, in front. An unknown flag ends the program at its start: those of
+# GPUs are tested against the pinned jaxlib, those of TPUs were against libtpu 0.0.42.1, and are wherever the tests find
+# one. A run writes both variables to its environment.json.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/common.sh

@@ -21,18 +21,17 @@ import secrets
 import signal
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from mmcl_jax import files, processes
-from mmcl_jax.named import ConfigError, RunError
+from mmcl_jax.named import PREEMPTED, ConfigError, RunError
 from mmcl_jax.types import PyTree
 
 ASIDE, OWNER = "damaged", "owner.json"
-PREEMPTED = 42  # exit code: stopped by a signal after saving; start again to go on
 log = logging.getLogger(__name__)
 
 
@@ -43,13 +42,15 @@ class Checkpoints:
         workdir: of the run.
         keep: number of checkpoints that are kept.
         read_only: only restore, and leave everything as it is: the run may be under way.
-        owner: what `lock` gave.
+        owned: from `lock`: whether the workdir is still this run's.
     """
 
-    def __init__(self, workdir: files.AnyPath, keep: int = 2, read_only: bool = False, owner: str = ""):
+    def __init__(
+        self, workdir: files.AnyPath, keep: int = 2, read_only: bool = False, owned: Callable[[], bool] | None = None
+    ):
         self.workdir = workdir if files.is_remote(workdir) else workdir.resolve()
         self.folder, self.manifests = self.workdir / "checkpoints", self.workdir / "manifests"
-        self.read_only, self.owner = read_only, owner
+        self.read_only, self.owned = read_only, owned
         self.sealing: threading.Thread | None = None
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ class Checkpoints:
         need = sum(x.nbytes for x in jax.tree.leaves(state))
 
         def is_there() -> bool:
-            if self.owner and (self.workdir / OWNER).read_text() != self.owner:
+            if self.owned and not self.owned():
                 raise RunError(f"Another run has begun in {self.workdir} since; this one leaves it alone and stops.")
             free = files.free_bytes(self.folder)
             if free is not None and free < 1.1 * need:
@@ -297,7 +298,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def lock(workdir: files.AnyPath) -> Iterator[str]:
+def lock(workdir: files.AnyPath) -> Iterator[Callable[[], bool]]:
     """Makes sure that no two runs write to the workdir; of several processes the first one sees to it for all.
 
     On a disk the second one is refused; the lock goes with the process, however that ends. An object store has no such
@@ -305,7 +306,7 @@ def lock(workdir: files.AnyPath) -> Iterator[str]:
     and the one before it stops at its next save.
 
     Yields:
-        What `Checkpoints` needs to see whether the workdir is still ours; "" on a disk.
+        A function that says whether the workdir is still ours.
 
     Raises:
         ConfigError: if another process has it.
@@ -317,7 +318,8 @@ def lock(workdir: files.AnyPath) -> Iterator[str]:
             (workdir / OWNER).write_text(owner)
             return owner
 
-        yield processes.from_first(own)
+        owner = processes.from_first(own)
+        yield lambda: (workdir / OWNER).read_text() == owner
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as file:
@@ -331,7 +333,7 @@ def lock(workdir: files.AnyPath) -> Iterator[str]:
                 ) from None
 
         processes.from_first(take)
-        yield ""
+        yield lambda: True
 
 
 def rename(path: str, rules: Sequence[str]) -> str:

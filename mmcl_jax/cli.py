@@ -253,7 +253,8 @@ def _sweep(arguments) -> int:
     runs = sweep.plan(arguments.config, arguments.grid, arguments.overrides, out)
     if arguments.dry_run:
         for r in runs:
-            print(f"{r.state:8} mmcl train {shlex.join(r.arguments)}")
+            argv = sweep.command(r, arguments.submit) if arguments.submit else ["mmcl", "train", *r.arguments]
+            print(f"{r.state:8} {shlex.join(argv)}")
         return 0
     code = sweep.run(runs, out, arguments.submit)
     if code == 0 and not arguments.submit:
@@ -285,8 +286,9 @@ def _table(arguments) -> None:
 def _doctor(arguments) -> int:
     import jax
 
-    if arguments.devices:
+    if arguments.devices:  # virtual ones stand for them; those of this machine are left alone
         with contextlib.suppress(RuntimeError):  # where JAX has begun, its devices are what they are
+            jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", arguments.devices)
     from mmcl_jax import doctor, log
 

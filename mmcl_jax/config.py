@@ -185,6 +185,17 @@ def is_how(key: str, config: Mapping[str, Any]) -> bool:
     return key.startswith(HOW)
 
 
+def content(config: Mapping[str, Any], also: Sequence[str] = ()) -> dict[str, Any]:
+    """What makes a run what it is, key -> value: not how it is computed and watched, nor where TFDS's folder lies.
+
+    Args:
+        config: resolved.
+        also: keys that count in any case.
+    """
+    kept = ((k, v) for k, v in flat(config) if not is_how(k, config) and not k.endswith(".data_dir") or k in also)
+    return dict(kept)
+
+
 def to_json(config: ConfigDict) -> str:
     """The resolved config as text; `load` reads it back."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"

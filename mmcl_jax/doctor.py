@@ -47,12 +47,12 @@ def examine(spec: str, overrides: list[str], devices: int, workdir: str, compile
         workdir: where it should write.
         compiles: whether to compile the step, too; of a large model that takes minutes.
     """
-    yield from machine(workdir, devices)
+    yield from machine(workdir, virtual=bool(devices))
     if spec:
         yield from _config(spec, overrides, devices, files.path(workdir), compiles)
 
 
-def machine(workdir: str, virtual: int = 0) -> Iterator[Finding]:
+def machine(workdir: str, virtual: bool = False) -> Iterator[Finding]:
     """Versions, devices, flags, room."""
     yield Finding("ok", "packages", ", ".join(f"{name} {version}" for name, version in on.versions().items()))
     for requirement in map(Requirement, importlib.metadata.requires("mmcl-jax") or ()):
@@ -61,13 +61,17 @@ def machine(workdir: str, virtual: int = 0) -> Iterator[Finding]:
             found is None or not requirement.specifier.contains(found, prereleases=True)
         ):
             yield Finding("error", "packages", f"{requirement} is needed; {found or 'none'} is installed")
-    began = time.monotonic()
-    # With --devices there are virtual ones beside the real, or instead of it.
-    found = "1 x cpu" if virtual and jax.default_backend() == "cpu" else on.devices()
-    yield Finding("ok", "devices", f"{found}; found in {time.monotonic() - began:.1f} s")
-    limit = _memory_of_a_device()
-    if limit:
-        yield Finding("ok", "devices", f"{limit / GIB:.1f} GiB of memory each")
+    try:
+        began = time.monotonic()
+        found = "virtual ones, for another machine" if virtual else on.devices()
+        yield Finding("ok", "devices", f"{found}; found in {time.monotonic() - began:.1f} s")
+        if limit := _memory_of_a_device():
+            yield Finding("ok", "devices", f"{_size(limit)} of memory each")
+        if not virtual and jax.default_backend() == "cpu" and Path("/dev/nvidia0").exists():
+            text = "there is an NVIDIA GPU that JAX does not use: pip install 'mmcl-jax[cuda12]'"
+            yield Finding("warning", "devices", text)
+    except RuntimeError as e:
+        yield Finding("error", "devices", f"JAX can't start: {e}")
     for name, value in on.flags().items():
         yield Finding("note", "flags", f"{name}={value}")
     free = files.free_bytes(files.path(workdir))

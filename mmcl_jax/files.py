@@ -6,10 +6,12 @@ so in a local folder, which is copied.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,12 @@ def write_whole(where: AnyPath, text: str) -> None:
 def sizes(folder: AnyPath) -> dict[str, int]:
     """Path within the folder -> bytes, of all files in it and its folders."""
     if not is_remote(folder):
-        return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+        found = {}
+        for p in sorted(folder.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                if p.is_file():
+                    found[str(p.relative_to(folder))] = p.stat().st_size
+        return found
     root = os.fspath(folder).removeprefix("gs://") + "/"
     found = _store().find(os.fspath(folder), detail=True)
     return {name.removeprefix(root): info["size"] for name, info in sorted(found.items())}
@@ -72,9 +79,11 @@ def free_bytes(folder: AnyPath) -> int | None:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
-def copy_tree(source: Path, target: epath.Path) -> None:
-    """Copies a local folder to an object store."""
-    _store().put(f"{source}/", os.fspath(target), recursive=True)
+def copy_tree(source: Path, target: epath.Path, last: str) -> None:
+    """Copies a local folder to an object store, the files named `last` at the end: they say that the rest is there."""
+    for name in sorted(sizes(source), key=lambda name: Path(name).name == last):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        _store().put_file(source / name, os.fspath(target / name))
 
 
 def _store() -> Any:
@@ -88,10 +97,11 @@ class Mirror:
     Args:
         workdir: of the run. A local one is the folder itself, and nothing is copied.
         fetch: files to begin with, if they are there.
+        owned: whether the workdir is still this run's; where it is not, nothing is copied.
     """
 
-    def __init__(self, workdir: AnyPath, fetch: tuple[str, ...] = ()):
-        self.workdir, self.pushed = workdir, dict[str, tuple[int, int]]()
+    def __init__(self, workdir: AnyPath, fetch: tuple[str, ...], owned: Callable[[], bool]):
+        self.workdir, self.owned, self.pushed = workdir, owned, dict[str, tuple[int, int]]()
         self.folder = workdir
         if not is_remote(workdir):
             return
@@ -104,15 +114,18 @@ class Mirror:
 
     def push(self) -> None:
         """Copies what has changed since the last time."""
-        if is_remote(self.workdir):
+        if is_remote(self.workdir) and self.owned():
             for name in self._changed():
                 target = self.workdir / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes((self.folder / name).read_bytes())
 
     def _changed(self) -> list[str]:
-        stats = {name: (self.folder / name).stat() for name in sizes(self.folder)}
-        now = {name: (s.st_mtime_ns, s.st_size) for name, s in stats.items()}
+        now = {}
+        for name in sizes(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # W&B tidies up its own files
+                stat = (self.folder / name).stat()
+                now[name] = stat.st_mtime_ns, stat.st_size
         changed = [name for name in now if self.pushed.get(name) != now[name]]
         self.pushed = now
         return changed

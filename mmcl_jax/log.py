@@ -125,8 +125,9 @@ class Logger:
         temporary.replace(self.path)
         self.file = self.path.open("a")
         self.last_row = next((r for r in reversed(rows) if "loss" in r), {})
-        lost = max((r.get("seconds", 0.0) for r in there if r["step"] > start), default=0.0) - self.before("seconds")
-        self.clock = Clock(self.last_row, max(lost, 0.0), began)
+        newest = rows[-1] if rows else {}
+        dropped = max((r.get("seconds", 0.0) for r in there if r["step"] > start), default=0.0)
+        self.clock = Clock(newest, max(dropped - newest.get("seconds", 0.0), 0.0), began)
         if config.log.tensorboard:
             self.writers.append(_tensorboard(workdir, start))
         if config.log.wandb:
@@ -165,7 +166,7 @@ class Logger:
         """Logs the results of an evaluator, its metrics under "name/"."""
         if not self.on:
             return
-        self._write({"step": step, **{f"{name}/{k}": v for k, v in metrics.items()}})
+        self._write({"step": step, **{f"{name}/{k}": v for k, v in metrics.items()}, **self.clock.row()})
         shown = "  ".join(f"{k} {short(metrics[k])}" for k in (headline or list(metrics)[:6]))
         say(f"eval {name} at step {step}: {shown}")
 

@@ -12,6 +12,8 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+PREEMPTED = 42  # exit code: told to stop, saved; start again to go on
+
 
 class ConfigError(ValueError):
     """Something in the config can't be as it is; the message says what, what is possible and how to mend it."""

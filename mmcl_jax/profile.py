@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from mmcl_jax import log
+from mmcl_jax import files, log
 from mmcl_jax.types import PyTree
 
 
@@ -17,11 +17,12 @@ class Trace:
     Args:
         steps: the first and the last, or none.
         folder: where traces go, each process its own.
+        told: where they will be found; default: there.
     """
 
-    def __init__(self, steps: Sequence[int], folder: Path):
+    def __init__(self, steps: Sequence[int], folder: Path, told: files.AnyPath | None = None):
         self.first, self.last = steps or (-1, -1)
-        self.folder, self.running = folder, False
+        self.folder, self.told, self.running = folder, told or folder, False
 
     def before(self, step: int) -> None:
         """To be called before a step is begun."""
@@ -40,4 +41,4 @@ class Trace:
         if self.running:
             self.running = False
             jax.profiler.stop_trace()
-            log.say(f"traced from step {self.first} on; look at it with: xprof --logdir {self.folder}")
+            log.say(f"traced from step {self.first} on; look at it with: xprof --logdir {self.told}")

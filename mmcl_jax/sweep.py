@@ -22,9 +22,9 @@ from typing import Any
 
 from mmcl_jax import config as configs
 from mmcl_jax import files, log
-from mmcl_jax.named import ConfigError
+from mmcl_jax.named import PREEMPTED, ConfigError
 
-PREEMPTED, INTERRUPTED = 42, 130
+INTERRUPTED = 130
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,9 @@ def plan(specs: Sequence[str], grid: Sequence[str], overrides: Sequence[str], ou
     runs: dict[str, Run] = {}
     for spec in specs:
         for own, chosen in itertools.product(configs.sweep(spec), itertools.product(*axes)):
-            varied = (*(f"{k}={v if isinstance(v, str) else repr(v)}" for k, v in own.items()), *chosen)
+            varied = (*(f"{k}={_written(v)}" for k, v in own.items()), *chosen)
             config = configs.load(spec, [*overrides, *varied])
+            configs.validate(config, devices=1)
             name = f"{config.method.name.split('.')[-1]}-{content_hash(config, varied)}"
             run = Run(spec, (*overrides, *varied), files.path(out) / name, config)
             if name in runs:
@@ -96,8 +97,8 @@ def content_hash(config: Any, varied: Sequence[str] = ()) -> str:
     """
     keys = {override.partition("=")[0] for override in varied}
     plain = config.to_dict()
-    content = {k: v for k, v in configs.flat(plain) if k in keys or not configs.is_how(k, plain)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    content = json.dumps(configs.content(plain, sorted(keys)), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:10]
 
 
 def values(axis: str) -> list[str]:
@@ -129,6 +130,18 @@ def values(axis: str) -> list[str]:
     return [f"{key}={value}" for value in found]
 
 
+def _written(value: Any) -> str:
+    """A value as the command line has it; numpy's numbers as Python's."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, str) else repr(value)
+
+
+def command(r: Run, submit: str = "") -> list[str]:
+    """What starts a run: here, or as a job of a scheduler."""
+    parts = shlex.split(submit) if submit else [sys.executable, "-m", "mmcl_jax.train"]
+    return [part.replace("{name}", r.workdir.name) for part in parts] + r.arguments
+
+
 def run(runs: Sequence[Run], out: str, submit: str = "", relaunches: int = 3) -> int:
     """Runs what is not finished, one after another here, or each as a job of a scheduler.
 
@@ -150,9 +163,7 @@ def run(runs: Sequence[Run], out: str, submit: str = "", relaunches: int = 3) ->
         for i, r in enumerate(waiting, 1):
             log.say(f"[{i}/{len(waiting)}] {r.workdir.name} ({r.state}): {_told(r)}")
             sys.stdout.flush()  # what the run prints comes behind it
-            command = shlex.split(submit) if submit else [sys.executable, "-m", "mmcl_jax.train"]
-            command = [part.replace("{name}", r.workdir.name) for part in command]
-            code = until_done(child, [*command, *r.arguments], 0 if submit else relaunches)
+            code = until_done(child, command(r, submit), 0 if submit else relaunches)
             if child.told or code == INTERRUPTED:
                 return PREEMPTED if child.told == signal.SIGTERM else INTERRUPTED
             if code:
@@ -163,10 +174,10 @@ def run(runs: Sequence[Run], out: str, submit: str = "", relaunches: int = 3) ->
     return 1 if failed else 0
 
 
-def until_done(child: Child, command: Sequence[str], relaunches: int) -> int:
+def until_done(child: Child, argv: Sequence[str], relaunches: int) -> int:
     """Runs a command, and again while it ends as preempted though nobody told us to stop; returns its exit code."""
     for _ in range(1 + relaunches):
-        code = child.run(command)
+        code = child.run(argv)
         if code != PREEMPTED or child.told:
             break
     return code
@@ -192,10 +203,12 @@ class Child:
         if self.process is not None and number == signal.SIGTERM:  # Ctrl-C reaches it by itself
             self.process.send_signal(number)
 
-    def run(self, command: Sequence[str]) -> int:
+    def run(self, argv: Sequence[str]) -> int:
         if self.told:
             return PREEMPTED
-        self.process = subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        self.process = subprocess.Popen(argv, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        if self.told == signal.SIGTERM:  # it came while the process was being made
+            self.process.terminate()
         return self.process.wait()
 
 

@@ -35,12 +35,14 @@ class Run:
         content: key -> value of its config, without the seed and the keys that only say how it was computed.
         seed: its seed.
         metrics: name -> number, from its summary.
+        config: key -> value, all of it.
     """
 
     folder: files.AnyPath
     content: dict[str, Any]
     seed: int
     metrics: dict[str, float]
+    config: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +79,14 @@ def read(paths: Sequence[str]) -> list[Run]:
             continue  # runs/* names files, too
         folders = [path] if (path / FILES[0]).exists() else sorted(p for p in path.iterdir() if p.is_dir())
         for folder in (f for f in folders if (f / FILES[0]).exists()):
-            if not (folder / FILES[1]).exists():
+            config, summary = (json.loads((folder / f).read_text()) if (folder / f).exists() else {} for f in FILES)
+            if summary.get("steps") != config["steps"]:  # a shorter one is that of before the run was made longer
                 unfinished.append(folder.name)
                 continue
-            config, summary = (json.loads((folder / name).read_text()) for name in FILES)
-            flat = {k: v for k, v in configs.flat(config) if not configs.is_how(k, config)}
             told = summary | summary.get("evals", {})  # null where it was not finite
             numbers = {k: v for k, v in told.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-            runs.append(Run(folder, flat, flat.pop("seed"), numbers))
+            content = configs.content(config, [k for k, _ in configs.flat(config) if k.startswith("evals.")])
+            runs.append(Run(folder, content, content.pop("seed"), numbers, dict(configs.flat(config))))
     if unfinished:
         log.warn(f"not finished, and left out: {', '.join(unfinished)}")
     if not runs:
@@ -93,16 +95,28 @@ def read(paths: Sequence[str]) -> list[Run]:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Puts the seeds of an experiment together, and finds the fewest keys that tell the experiments apart."""
+    """Puts the seeds of an experiment together, and finds the fewest keys that tell the experiments apart.
+
+    How a run was computed (mesh, chunks, form of the loss) matters only where a seed was computed in several ways.
+    """
     together: dict[str, list[Run]] = {}
     for r in runs:
-        same = together.setdefault(json.dumps(r.content, sort_keys=True), [])
-        twin = next((s for s in same if s.seed == r.seed), None)
-        if twin is None:
-            same.append(r)
-        elif twin.metrics != r.metrics:  # equal ones are a run and what was kept of it
-            log.warn(f"{r.folder} repeats {twin.folder}, seed included; it is left out.")
-    groups = list(together.values())
+        together.setdefault(json.dumps(r.content, sort_keys=True), []).append(r)
+    groups = []
+    for same in together.values():
+        keys = {k for r in same for k in r.config if k not in r.content and k != "seed"}
+        ways = [k for k in sorted(keys) if len({json.dumps(r.config.get(k)) for r in same}) > 1]
+        if len({r.seed for r in same}) == len(same):
+            ways = []
+        parts: dict[str, list[Run]] = {}
+        for r in same:
+            part = parts.setdefault(json.dumps([r.config.get(k) for k in ways]), [])
+            twin = next((t for t in part if t.seed == r.seed), None)
+            if twin is None:
+                part.append(dataclasses.replace(r, content=r.content | {k: r.config.get(k) for k in ways}))
+            elif twin.metrics != r.metrics:  # equal ones are a run and what was kept of it
+                log.warn(f"{r.folder} repeats {twin.folder}, seed included; it is left out.")
+        groups += parts.values()
     columns = distinguishing([g[0].content for g in groups])
     return [Group(g[0].folder.name, {c: g[0].content.get(c) for c in columns}, g) for g in groups]
 
@@ -146,7 +160,12 @@ def choose(groups: Sequence[Group], patterns: Sequence[str] = ()) -> list[str]:
         if not fnmatch.filter(there, pattern):
             raise ConfigError(f"--metrics {pattern}: no run has such a metric{did_you_mean(pattern, there)}")
     found = dict.fromkeys(k for p in patterns or SHOWN for k in there if fnmatch.fnmatchcase(k, p))
-    return [k for k in found if patterns or "/no_" not in k]
+    found = [k for k in found if patterns or "/no_" not in k]
+    if not found:
+        raise ConfigError(
+            f"No run has one of {', '.join(SHOWN)}; name metrics: --metrics '{', '.join(there[:6])}' say."
+        )
+    return found
 
 
 def spread(values: Sequence[float]) -> float:
@@ -327,10 +346,17 @@ def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath)
 
 
 def keep(runs: Sequence[Run], folder: str) -> list[files.AnyPath]:
-    """Copies what a table needs of each run, a few kB, to a folder of its name, where the repository can keep it."""
+    """Copies what a table needs of each run, a few kB, to a folder of its name, where the repository can keep it.
+
+    Raises:
+        ConfigError: if that folder has another run's.
+    """
     kept = []
     for r in runs:
         target = files.path(folder) / r.folder.name
+        there = target / FILES[0]
+        if there.exists() and json.loads(there.read_text()) != json.loads((r.folder / FILES[0]).read_text()):
+            raise ConfigError(f"{target} keeps another run than {r.folder}; rename one of them, or its folder.")
         target.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             (target / name).write_text((r.folder / name).read_text())

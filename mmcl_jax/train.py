@@ -54,12 +54,13 @@ def train(config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device]
     configs.validate(config, mesh.size)
     log.check(config.log)
     log.console.quiet = not processes.is_first()
-    with lock(workdir) as owner, contextlib.closing(files.Mirror(workdir, FETCHED)) as mirror:
-        return _train(config, workdir, mirror, mesh, owner)
+    with lock(workdir) as owned, contextlib.closing(files.Mirror(workdir, FETCHED, owned)) as mirror:
+        return _train(config, mirror, mesh)
 
 
-def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mesh: Mesh, owner: str) -> int:
+def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     """`train`, once the workdir is ours; `mirror` is it, or a local folder that is copied there."""
+    workdir = mirror.workdir
     began = time.monotonic()
     on = processes.is_first()
     # A workdir without a checkpoint holds nothing to go on from: its files are those of a start that failed.
@@ -79,7 +80,7 @@ def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mes
                 log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
 
     # ---- State: where it was, or from another run, or from scratch -------------------------------------------------
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep, owner=owner)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, owned=mirror.owned)
     shapes, sharding = parts.shapes, parts.sharding
     abstract = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, sharding)
     restored = checkpoints.restore(abstract)
@@ -93,7 +94,6 @@ def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mes
         if config.init_from.run:
             state = predict.start_from(config.init_from, state, parts.optimizer, sharding)
     if on:
-        files.write_whole(saved, configs.to_json(config))
         files.write_whole(workdir / "environment.json", json.dumps(machine.describe(), indent=1) + "\n")
         parts.eval_streams.write_spec(workdir / "eval_streams.json")
 
@@ -104,7 +104,7 @@ def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mes
     logger = log.Logger(mirror.folder, config, start, on, began)
     faults = FaultCounter(config.data.fault_budget, logger.before("unreadable"))
     steps = StepWatcher(logger, config.log.every, config.max_bad_steps, start)
-    trace = Trace(config.profile.steps, mirror.folder / "profile")
+    trace = Trace(config.profile.steps, mirror.folder / "profile", workdir / "profile")
     stop = Stop()
     exit_code = 0
 
@@ -113,6 +113,10 @@ def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mes
         with logger.clock.part("evaluation"):
             evaluate(predictor, config, logger, now, done)
             mirror.push()
+
+    def remember():
+        if on:
+            files.write_whole(saved, configs.to_json(config))
 
     def due(now):
         return now == config.steps or (config.eval_every and now % config.eval_every == 0)
@@ -129,6 +133,7 @@ def _train(config: ConfigDict, workdir: files.AnyPath, mirror: files.Mirror, mes
             anew = [k for k in config.evals if any(c.startswith((f"evals.{k}.", "data.train.")) for c in changed)]
             here = processes.from_first(lambda: [k for k in config.evals if logger.has_evaluation(start, k)])
             evaluate_now(start, [k for k in here if k not in anew])
+        remember()  # only now: killed before, it would not know that evaluations were asked anew
         for now in range(start + 1, config.steps + 1):
             with logger.clock.part("data"):
                 batch = next(batches)
@@ -245,7 +250,8 @@ def finish(
     from mmcl_jax.evals import figures
 
     rows = log.read_metrics(folder / "metrics.jsonl")
-    final = {k: v for r in rows if r["step"] == config.steps and "loss" not in r for k, v in r.items() if k != "step"}
+    last = (r for r in rows if r["step"] == config.steps and "loss" not in r)
+    final = {k: v for r in last for k, v in r.items() if k.split("/")[0] in config.evals}
     losses = [r["loss"] for r in rows if "loss" in r]
     summary = {"method": config.method.name, "steps": config.steps, "parameters": optim.count(predictor.params),
                "loss": losses[-1] if losses else None, **counts, "devices": predictor.mesh.size,

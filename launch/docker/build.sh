@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds an image with this clone installed, for GPUs or TPUs.
 #
-#   bash launch/docker/build.sh gpu|tpu [--image NAME] [--push] [--dry-run]
+#   bash launch/docker/build.sh gpu|tpu [--image NAME] [--extras E] [--push] [--dry-run]
 #
 #   --image NAME  REGISTRY/NAME:TAG; default: mmcl:gpu or mmcl:tpu
+#   --extras E    of setup.cfg; default: cuda12,gcs or tpu,gcs. wandb and tensorboard, say, come with commas
 #   --push        push it afterwards
 #   --dry-run     print the command lines, call nothing
 #
@@ -17,13 +18,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-kind='' image='' push=false dry_run=false
+kind='' image='' extras='' push=false dry_run=false
 while [ $# -gt 0 ]; do
   case $1 in
     gpu | tpu) kind=$1 ;;
-    --image)
-      image=${2:-}
-      [ -n "$image" ] || die "--image needs a name"
+    --image | --extras)
+      value "$1" "${2:-}"
+      printf -v "${1#--}" %s "$2"
       shift
       ;;
     --push) push=true ;;
@@ -35,7 +36,9 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$kind" ] || die "gpu or tpu? (see --help)"
 image=${image:-mmcl:$kind}
+if [ "$kind" = tpu ]; then extras=${extras:-tpu,gcs}; else extras=${extras:-cuda12,gcs}; fi
 
 commit=$(git describe --always --abbrev=12 --dirty=+ --exclude='*' 2> /dev/null || true)
-run docker build --file "launch/docker/Dockerfile.$kind" --build-arg "COMMIT=$commit" --tag "$image" .
+run docker build --file launch/docker/Dockerfile --build-arg "KIND=$kind" --build-arg "EXTRAS=$extras" \
+  --build-arg "COMMIT=$commit" --tag "$image" .
 if $push; then retry 3 10 run docker push "$image"; fi

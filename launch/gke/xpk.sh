@@ -9,6 +9,7 @@
 #   --slices N         of TPUs; default: 1
 #   --nodes N          of GPUs; default: 1
 #   --restarts N       how often a preempted workload is started again; default: 20
+#   --xla LIST         flags of launch/xla_flags.sh: tpu-v6e say; default: none
 #   --project P, --zone Z   default: gcloud's
 #   --dry-run          print the command line, call nothing
 #
@@ -16,13 +17,14 @@
 #            --config configs/clip.py:B16 --workdir gs://bucket/mine
 #
 # Kubernetes sends SIGTERM before it takes a machine: the run saves and ends with 42, for which xpk starts it again, and it
-# goes on from its last checkpoint: --workdir must be on gs://. Any other failure ends the workload.
+# goes on from its last checkpoint: --workdir must be on gs://. xpk also starts it again where it was killed (127 to 255);
+# errors of the run itself (1, 2) end the workload.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-name='' slices='' nodes='' restarts=20 dry_run=false image=''
+name='' slices='' nodes='' restarts=20 dry_run=false image='' xla=''
 flags=() arguments=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -35,13 +37,13 @@ while [ $# -gt 0 ]; do
   esac
   case $1 in
     --cluster | --tpu-type | --device-type | --project | --zone)
-      [ -n "${2:-}" ] || die "$1 needs a value"
+      value "$1" "${2:-}"
       flags+=("$1=$2")
       shift
       ;;
-    --image | --slices | --nodes | --restarts)
-      [ -n "${2:-}" ] || die "$1 needs a value"
-      [ "$1" = --image ] || number "$1" "$2"
+    --image | --slices | --nodes | --restarts | --xla)
+      value "$1" "${2:-}"
+      [[ $1 == --image || $1 == --xla ]] || number "$1" "$2"
       printf -v "${1#--}" %s "$2"
       shift
       ;;
@@ -61,6 +63,7 @@ done
 
 [ -z "$slices" ] || flags+=("--num-slices=$slices")
 [ -z "$nodes" ] || flags+=("--num-nodes=$nodes")
+[ -z "$xla" ] || flags+=("--env=$(bash launch/xla_flags.sh "$xla")")
 # One command, not several: only then xpk's wrapper passes SIGTERM on to it.
 run xpk workload create "--workload=$name" "${flags[@]}" "--docker-image=$image" \
   "--max-restarts=$restarts" --restart-on-exit-codes=42 --termination-grace-period-seconds=120 \

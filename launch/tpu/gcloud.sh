@@ -6,7 +6,7 @@ source launch/common.sh
 poll=${MMCL_POLL:-30} # seconds between looks
 
 name='' zone='' project='' type='' runtime='' wait_minutes=720 spot=false keep=false detach=false dry_run=false
-attempts=20
+attempts=20 xla='' worker=0
 arguments=()
 
 # Reads NAME, options and, behind --, the arguments of mmcl train. Takes the options that the script knows, then "$@".
@@ -26,8 +26,8 @@ parse() {
       -*) [[ "$known" == *" $1 "* ]] || die "unknown option $1; it takes:$known(see --help). What is for mmcl train comes behind --" ;;
     esac
     case $1 in
-      --zone | --project | --type | --runtime)
-        [ -n "${2:-}" ] || die "$1 needs a value"
+      --zone | --project | --type | --runtime | --xla | --worker)
+        value "$1" "${2:-}"
         printf -v "${1#--}" %s "$2"
         shift
         ;;
@@ -79,7 +79,13 @@ state() {
     return 1
   fi
   if [ "$said" = ACTIVE ]; then
-    node=$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)' 2>&1) || node="$said"
+    if ! node=$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)' 2>&1); then
+      if [[ $node != *NOT_FOUND* && $node != *"not found"* ]]; then
+        echo "$node" >&2
+        return 1
+      fi
+      node=TERMINATED
+    fi
     [ "$node" = READY ] || said=$node
   fi
   echo "$said"
@@ -102,7 +108,7 @@ wait_until_active() {
       NONE) die "there is no $name; create it: bash launch/tpu/create.sh $name ..." ;;
     esac
     if gone "$now"; then return "$PREEMPTED"; fi
-    [ "$SECONDS" -lt "$deadline" ] || die "$name is still $now after $wait_minutes minutes (--wait); it stays in the queue"
+    [ "$SECONDS" -lt "$deadline" ] || die "$name is still $now after $wait_minutes minutes (--wait); that is the queue"
     sleep "$poll"
   done
 }
@@ -144,9 +150,16 @@ on() {
 
 # Ends the script, when the workers can't be reached: with 42 if the TPU was taken away.
 gave_up() {
+  end_if_gone
+  die "the workers of $name can't be reached, or refuse; the lines above say why"
+}
+
+# Ends the script with 42 if the TPU was taken away. Whether it was may be unknown: then it goes on.
+end_if_gone() {
   local now
-  now=$(retry 3 5 state) || now=UNKNOWN
-  [ "$now" != ACTIVE ] || die "the workers of $name can't be reached, or refuse; the lines above say why"
-  echo "$name is gone: $now"
-  exit "$PREEMPTED"
+  now=$(retry 3 5 state) || return 0
+  if gone "$now" || [ "$now" = NONE ]; then
+    echo "$name is gone: $now"
+    exit "$PREEMPTED"
+  fi
 }

@@ -5,6 +5,7 @@
 #
 #   --type TYPE     v4-32, v5litepod-16, v5p-8, v6e-8, ...
 #   --attempts N    how often training may be started; default: 20
+#   --xla LIST      flags of launch/xla_flags.sh: tpu-v6e say; default: none
 #   --keep          leave the TPU there at the end; default: delete it, however training ended
 #   --runtime R     system image; default: the one that belongs to the type
 #   --wait MINUTES  how long to wait for a TPU each time; default: 720
@@ -21,17 +22,21 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 # shellcheck source=launch/tpu/gcloud.sh
 source launch/tpu/gcloud.sh
 spot=true
-parse "--type --runtime --wait --attempts --keep" "$@"
+parse "--type --runtime --wait --attempts --keep --xla" "$@"
 [ ${#arguments[@]} -gt 0 ] || die "nothing to train: give the arguments of mmcl train behind -- (see --help)"
 [ -n "$type" ] || die "--type is missing: v5litepod-16, v4-32, v6e-8 say (see --help)"
 
+options=("${where[@]}")
+[ -z "$xla" ] || options+=(--xla "$xla")
 if $dry_run; then
   create
-  bash launch/tpu/run.sh "$name" "${where[@]}" --dry-run -- "${arguments[@]}"
+  bash launch/tpu/run.sh "$name" "${options[@]}" --dry-run -- "${arguments[@]}"
   $keep || delete
   exit 0
 fi
 
+trap 'echo "$name is left as it is, and training on it; delete it: bash launch/tpu/delete.sh $name ${where[*]}" >&2
+  exit 130' INT TERM
 code=$PREEMPTED
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   echo "attempt $attempt of $attempts"
@@ -45,7 +50,7 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   code=0
   (wait_until_active) || code=$?
   if [ "$code" -eq 0 ]; then
-    bash launch/tpu/run.sh "$name" "${where[@]}" -- "${arguments[@]}" || code=$?
+    bash launch/tpu/run.sh "$name" "${options[@]}" -- "${arguments[@]}" || code=$?
   fi
   [ "$code" -eq "$PREEMPTED" ] || break
   echo "preempted"

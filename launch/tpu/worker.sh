@@ -16,7 +16,26 @@ source launch/environment.sh
 kept=$HOME/mmcl
 
 running() {
-  [ -f "$kept/pid" ] && kill -0 "$(cat "$kept/pid")" 2> /dev/null
+  # After a reboot the pid may be another's.
+  [ -f "$kept/pid" ] && [ ! -f "$kept/exit" ] && [[ $(ps -o args= -p "$(cat "$kept/pid")" 2> /dev/null) == *mmcl* ]]
+}
+
+# The images of TPU machines have Python 3.10.
+python_is_there() {
+  local candidate
+  for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then return; fi
+  done
+  return 1
+}
+
+install() {
+  local apt=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+  if ! python_is_there; then
+    retry 3 20 run "${apt[@]}" update
+    retry 3 20 run "${apt[@]}" install -y python3.11 python3.11-venv
+  fi
+  run environment "${MMCL_EXTRAS:-tpu,gcs}"
 }
 
 last_line() {
@@ -28,16 +47,18 @@ verb=${1:-}
 dry_run=false
 if [ "${1:-}" = --dry-run ]; then dry_run=true && shift; fi
 case $verb in
-  install) run environment "${MMCL_EXTRAS:-tpu,gcs}" ;;
+  install) install ;;
   start)
     if $dry_run; then
       run mmcl train "$@"
     elif running; then
+      [ "$(cat "$kept/arguments")" = "$(printf '%q ' "$@")" ] || die "another run is under way here: launch/tpu/stop.sh first"
       echo "mmcl: running $(last_line)"
     else
       environment "${MMCL_EXTRAS:-tpu,gcs}"
       mkdir -p "$kept"
       rm -f "$kept/exit"
+      printf '%q ' "$@" > "$kept/arguments"
       # A session of its own: it goes on when the connection ends. The trap lets it outlive the signal that `stop` sends
       # to all of them, and write down how training ended.
       # shellcheck disable=SC2016
@@ -58,8 +79,8 @@ case $verb in
       die "mmcl: nothing was started here"
     fi
     ;;
-  stop) if running; then kill -TERM -- "-$(cat "$kept/pid")"; fi ;;
-  log) exec tail -n "${1:-100}" ${2:+-F} "$kept/log" ;;
+  stop) if running; then run kill -TERM -- "-$(cat "$kept/pid")"; fi ;;
+  log) run tail -n "${1:-100}" ${2:+-F} "$kept/log" ;;
   --help | -h) usage ;;
   *) die "install, start, status, stop or log? (see --help)" ;;
 esac

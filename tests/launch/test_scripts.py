@@ -34,6 +34,8 @@ def stub(tmp_path, monkeypatch):
     monkeypatch.setenv("STUB", str(folder))
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("MMCL_POLL", "0")
+    for key in ("MMCL_EXTRAS", "MMCL_COMMIT", "TFDS_DATA_DIR", "WANDB_MODE", "LIBTPU_INIT_ARGS"):
+        monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("MMCL_VENV", str(ready(folder)))
     for key in [k for k in os.environ if k.startswith("SLURM_")]:
         monkeypatch.delenv(key)
@@ -59,9 +61,9 @@ def ready(folder, extras="demo", root=ROOT):
     for name, command in (("python", ""), ("mmcl", " -m mmcl_jax.cli")):
         (venv / "bin" / name).write_text(f'#!/bin/sh\n{never}\nexec {shlex.quote(sys.executable)}{command} "$@"\n')
         (venv / "bin" / name).chmod(0o755)
-    files = (ROOT / "setup.cfg").read_bytes() + (ROOT / "requirements/lock.txt").read_bytes()
+    files = b"".join(p.read_bytes() for p in [ROOT / "setup.cfg", *sorted((ROOT / "requirements").glob("*.txt"))])
     cksum = subprocess.run("cksum", input=files, capture_output=True).stdout.decode().strip()
-    (venv / ".mmcl_installed").write_text(f"{root} {extras} {cksum}\n")
+    (venv / ".mmcl_installed").write_text(f"{extras} {cksum} {root}\n")
     return venv
 
 
@@ -82,6 +84,10 @@ def test_scripts_are_strict_and_explain_themselves(path, stub):
     assert text.startswith("#!/usr/bin/env bash\n# ") and "\nset -euo pipefail\n" in text and os.access(path, os.X_OK)
     relative = str(path.relative_to(ROOT / "launch"))
     code, output = bash(relative, "--help")
+    elsewhere = subprocess.run(
+        ["bash", f"../launch/{relative}", "--help"], cwd=ROOT / "docs", capture_output=True, text=True
+    )
+    assert (elsewhere.returncode, elsewhere.stdout) == (code, output), elsewhere.stderr
     assert code == 0 and output.startswith(text.splitlines()[1][2:]), output
     assert not stub.calls()
     if path.name not in ("local.sh", "train.sbatch", "test.sh"):  # which hand on what they don't know
@@ -102,16 +108,31 @@ def test_scripts_are_strict_and_explain_themselves(path, stub):
         ("docker/build.sh", ["gpu", "--push"]),
         ("slurm/train.sbatch", NASTY),
         ("local.sh", NASTY),
+        ("quickstart.sh", []),
+        ("test.sh", []),
+        ("bench.sh", []),
+        ("sweep", ["--config", "configs/clip_emoji.py:tiny", "--submit", "sbatch {name}"]),
     ],
 )
 def test_dry_runs_call_nothing_and_print_what_can_be_typed(stub, script, arguments):
     where = (
         arguments.index("--") if "--" in arguments else len(arguments) if "tpu" in script or "docker" in script else 0
     )
-    code, output = bash(script, *arguments[:where], "--dry-run", *arguments[where:])
+    if script == "sweep":
+        done = subprocess.run([sys.executable, "-m", "mmcl_jax.cli", "sweep", *arguments, "--dry-run"], cwd=ROOT,
+                              capture_output=True, text=True)  # fmt: skip
+        code, output = done.returncode, done.stdout.removeprefix("new     ") + done.stderr
+    else:
+        code, output = bash(script, *arguments[:where], "--dry-run", *arguments[where:])
     assert code == 0 and not stub.calls(), output
-    commands = [shlex.split(line) for line in output.splitlines() if "warning" not in line]
-    assert commands and all(c[0] in ("gcloud", "xpk", "docker", "srun", "mmcl") for c in commands), output
+    lines = [
+        line
+        for line in output.splitlines()
+        if " " in line and not line.startswith(("warning", "the ", "encoding", "input", "written"))
+    ]
+    commands = [shlex.split(line) for line in lines]
+    known = ("gcloud", "xpk", "docker", "srun", "mmcl", "python", "sbatch")
+    assert commands and all(c[0] in known for c in commands), output
     if NASTY[-1] in arguments:  # it arrives whole, through all the shells on its way
         last = next(c for c in commands if any("mmcl train" in a or "worker.sh start" in a for a in [" ".join(c), *c]))
         inner = next((a.split("=", 1)[1] for a in last if a.startswith("--command=")), None)
@@ -126,8 +147,9 @@ Q, DESCRIBE, NODE = (f"gcloud compute tpus {verb}" for verb in (
 
 def tell(stub, **answers):
     """Writes the stub's script; `queue` and `node` are the states that gcloud will tell, the rest as it stands."""
-    told = {DESCRIBE: [[1, "NOT_FOUND"] if s == "NONE" else [0, s] for s in answers.pop("queue", ["ACTIVE"])],
-            NODE: [[0, s] for s in answers.pop("node", ["READY"])]}  # fmt: skip
+    failures = {"NONE": [1, "NOT_FOUND"], "NOT_FOUND": [1, "NOT_FOUND"], "unreachable": [1, "no network"]}
+    queue, node = answers.pop("queue", ["ACTIVE"]), answers.pop("node", ["READY"])
+    told = {DESCRIBE: [failures.get(s, [0, s]) for s in queue], NODE: [failures.get(s, [0, s]) for s in node]}
     (stub.folder / "script.json").write_text(json.dumps(told | answers.pop("also", {})))
 
 
@@ -188,6 +210,8 @@ def test_failures_are_retried_a_few_times_and_passed_on(stub, tmp_path):
         ("slurm/train.sbatch", [], "nothing to train"),
         ("xla_flags.sh", ["fast"], "which list"),
         ("local.sh", ["--xla", "fast", "--config", "x"], "which list"),
+        ("local.sh", ["--config", "x", "--xla"], "--xla needs a value"),
+        ("slurm/train.sbatch", ["--config", "x", "--xla"], "--xla needs a value"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_called(stub, script, arguments, message):
@@ -217,7 +241,8 @@ def test_spot_loop_creates_is_preempted_recreates_and_resumes(stub, vm, tmp_path
     gone = [[255, "PREEMPTED", str(workdir / "manifests/20.json")]]
     tell(stub, queue=["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", *["SUSPENDED"] * 3, "NONE", "ACTIVE", "NONE"],
          also={"gcloud compute tpus tpu-vm ssh mine --worker=0": gone})  # fmt: skip
-    code, output = bash("tpu/spot.sh", "mine", "--zone", "us-central2-b", "--type", "v4-8", "--", *train, timeout=400)
+    code, output = bash("tpu/spot.sh", "mine", "--zone", "us-central2-b", "--type", "v4-8", "--xla", "tpu-v6e", "--", *train,
+                        timeout=400)  # fmt: skip
     log = (vm / "mmcl/log").read_text()
     assert code == 0, output + log
 
@@ -234,6 +259,9 @@ def test_spot_loop_creates_is_preempted_recreates_and_resumes(stub, vm, tmp_path
 
     worker = ("bash", "mmcl_jax/launch/tpu/worker.sh")
     status = on(0, *worker, "status")
+    told = json.loads((workdir / "environment.json").read_text())
+    there = ("env", f"MMCL_COMMIT={told['commit']}", f"LIBTPU_INIT_ARGS={told['flags']['LIBTPU_INIT_ARGS']}", *worker)
+    assert told["flags"]["LIBTPU_INIT_ARGS"] == "--xla_tpu_scoped_vmem_limit_kib=98304"
     done = [argv for argv in stub.calls("gcloud") if argv[3] != "describe" and not same(argv, status)]
     archive = done[1][4]
     assert archive.endswith("/mmcl_jax.tar.gz")
@@ -243,9 +271,8 @@ def test_spot_loop_creates_is_preempted_recreates_and_resumes(stub, vm, tmp_path
          "--runtime-version=tpu-ubuntu2204-base", "--spot"],
         ["compute", "tpus", "tpu-vm", "scp", archive, "mine:mmcl_jax.tar.gz", "--worker=all", zone],
         on("all", "bash", "-c", "mkdir -p mmcl_jax && tar -xzf mmcl_jax.tar.gz -C mmcl_jax"),
-        on("all", *worker, "install"),
-        on("all", "env", f"MMCL_COMMIT={json.loads((workdir / 'environment.json').read_text())['commit']}", *worker,
-           "start", *train),
+        on("all", *there, "install"),
+        on("all", *there, "start", *train),
         [*queued, "delete", "mine", zone, "--force", "--quiet"],
     ]  # fmt: skip
     for got, expected in zip(done, a_round + a_round, strict=True):
@@ -269,6 +296,53 @@ def test_spot_loop_gives_up(stub, vm):
     assert code == 42 and "attempt 2 of 2" in output and "mine stays" in output, output
 
 
+@pytest.mark.parametrize(
+    "also, code, created",
+    [
+        # Worker 0 is left alone by one that went before it, and ends by itself; the TPU is seen to go a little later.
+        ({"status": [[0, "mmcl: exited 134 Fatal"]], "queue": ["ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "NONE"]}, 42, 0),
+        # The same exit code on a TPU that stays: a failure of the run.
+        ({"status": [[0, "mmcl: exited 134 Fatal"]], "queue": ["ACTIVE"] * 3 + ["NONE"]}, 134, 0),
+        # The connection is lost a few times, and gcloud can't be reached either; training goes on, and is found done.
+        ({"status": [[255, "lost"], [255, "lost"], [0, "mmcl: running x"], [0, "mmcl: exited 0 done"]],
+          "queue": ["ACTIVE", "ACTIVE", "unreachable", "unreachable", "unreachable", "ACTIVE", "NONE"]}, 0, 0),
+        # The machines were deleted by hand.
+        ({"status": [[255, "lost"]], "queue": ["ACTIVE"] * 5 + ["NONE"], "node": ["READY", "NOT_FOUND"]}, 42, 0),
+    ],
+)  # fmt: skip
+def test_how_the_end_of_training_is_read(stub, tmp_path, also, code, created):
+    quick = tmp_path / "sleep"
+    quick.write_text("#!/bin/sh\n")
+    quick.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    tell(stub, queue=also["queue"], node=also.get("node", ["READY"]),
+         also={"gcloud compute tpus tpu-vm ssh mine --worker=0": also["status"]})  # fmt: skip
+    once = ["mine", "--zone", "z", "--type", "v4-8", "--attempts", "1"]
+    found, output = bash("tpu/spot.sh", *once, "--", "--config", "x", "--workdir", "gs://b/x", env=env)
+    assert found == code and verbs(stub).count("create") == created, output
+
+
+def test_workers_get_a_python_that_is_new_enough(stub, tmp_path):
+    """The images of TPU machines have 3.10: a newer one is installed first, and asked for again where that fails."""
+    shutil.copytree(ROOT / "launch", tmp_path / "mmcl_jax/launch")
+    for name in ("requirements", "setup.cfg"):
+        os.symlink(ROOT / name, tmp_path / "mmcl_jax" / name)
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        (bin / name).write_text("#!/bin/sh\nexit 1\n")  # not there, or too old
+    (bin / "sudo").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/sudo\n[ $(wc -l < {tmp_path}/sudo) -gt 1 ]\n')
+    (bin / "sleep").write_text("#!/bin/sh\n")
+    for path in bin.iterdir():
+        path.chmod(0o755)
+    env = os.environ | {"PATH": f"{bin}:/usr/bin:/bin", "MMCL_VENV": str(tmp_path / "venv"), "HOME": str(tmp_path)}
+    done = subprocess.run(["bash", tmp_path / "mmcl_jax/launch/tpu/worker.sh", "install"], env=env, cwd=tmp_path,
+                          capture_output=True, text=True)  # fmt: skip
+    asked = [line.split("=300 ")[1] for line in (tmp_path / "sudo").read_text().splitlines()]
+    assert asked == ["update", "update", "install -y python3.11 python3.11-venv"], done.stderr
+    assert done.returncode == 1 and "Python 3.11 or newer is needed" in done.stderr  # still none: said, not hidden
+
+
 def test_a_worker_is_told_to_stop_and_goes_on(vm, tmp_path):
     """worker.sh on the machine itself: a second start joins the first, stop saves, start goes on."""
     shutil.copytree(ROOT / "launch", vm / "mmcl_jax/launch")
@@ -288,7 +362,8 @@ def test_a_worker_is_told_to_stop_and_goes_on(vm, tmp_path):
     pid = (vm / "mmcl/pid").read_text()
     metrics = tmp_path / "run/metrics.jsonl"
     wait_for(lambda: metrics.exists() and len(losses(tmp_path / "run")) > 4)
-    assert "mmcl: running" in worker("start", *train) and (vm / "mmcl/pid").read_text() == pid
+    assert "mmcl: running" in worker("start", *train, "--config.steps=100000")  # joins it
+    assert "another run is under way" in worker("start", *train) and (vm / "mmcl/pid").read_text() == pid
     worker("stop")
     wait_for(lambda: "exited" in worker("status"))
     assert "mmcl: exited 42 stopped by a signal" in worker("status")
@@ -404,10 +479,12 @@ def test_docker(stub, kind):
     code, output = bash("docker/build.sh", kind, "--image", "r/my:1", "--push")
     assert code == 0, output
     build, push = stub.calls("docker")
-    assert build[:4] == ["build", "--file", f"launch/docker/Dockerfile.{kind}", "--build-arg"] and build[-1] == "."
+    extras = {"gpu": "cuda12,gcs", "tpu": "tpu,gcs"}[kind]
+    what = ["--build-arg", f"KIND={kind}", "--build-arg", f"EXTRAS={extras}", "--build-arg"]
+    assert build[:8] == ["build", "--file", "launch/docker/Dockerfile", *what] and build[-1] == "."
     assert build[-3:-1] == ["--tag", "r/my:1"] and push == ["push", "r/my:1"]
 
-    file = ROOT / f"launch/docker/Dockerfile.{kind}"
+    file = ROOT / "launch/docker/Dockerfile"
     done = subprocess.run(["hadolint", file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split() for line in file.read_text().splitlines()]

@@ -59,7 +59,7 @@ def _build_one(name: str, data_dir: str) -> files.AnyPath:
             builder = _builder_class(data_set)(config=config, data_dir=str(there), file_format="array_record")
             builder.download_and_prepare(download_dir=str(there / "downloads"))
             if files.is_remote(target):
-                files.copy_tree(there / data_set, target / data_set)
+                files.copy_tree(there / data_set, target / data_set, last="dataset_info.json")
                 builder = _builder_class(data_set)(config=config, data_dir=str(target), file_format="array_record")
     sizes = ", ".join(f"{k} {v.num_examples}" for k, v in builder.info.splits.items())
     print(f"{name} in {builder.data_dir}: {sizes}")
