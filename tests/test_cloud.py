@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ def clients(url):
     return {
         "STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x", "FSSPEC_GCS": '{"token": "anon"}', "NO_GCE_CHECK": "true",
+        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }  # fmt: skip
 
@@ -55,16 +57,22 @@ def rows(store, run):
 
 
 def test_a_run_on_a_store_stops_goes_on_and_is_read(store, repository, tmp_path):
-    """Begun, told to stop, continued by another machine; all of the run lies there, nothing here."""
+    """Begun by two processes, told to stop, continued by one; all of the run lies there, nothing here."""
     there = ("--workdir", "gs://bucket/runs/one")
-    process = mmcl(store, repository, "train", *RUN, "--config.steps=100000", *there)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    several = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process")
+    first, second = (
+        mmcl(store, repository, "train", *RUN, "--config.steps=100000", *there, *several, i) for i in ("0", "1")
+    )
     deadline = time.monotonic() + 200
     while not names(store, "runs/one/checkpoints/6/commit_success.txt"):
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline and first.poll() is None, first.communicate()[0]
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == 42, output
+    second.send_signal(signal.SIGTERM)
+    code, output = finish(first)
+    assert (code, finish(second)[0]) == (42, 42), output
     saved = int(re.search(r"stopped by a signal at step (\d+), saved", output)[1])
     assert f"runs/one/manifests/{saved}.json" in names(store, "runs/one/")
     assert [r["step"] for r in rows(store, "runs/one") if "loss" in r] == list(range(1, saved + 1))

@@ -35,6 +35,15 @@ def test_a_run_is_known_by_what_it_computes():
     # said another way, logged and evaluated otherwise: the same run
     again = sweep.plan([CLIP], ["optim.lr=0.001"], [*SHORT, "log.every=1", "evals.val.limit=8", "mesh.fsdp=2"], "out")
     assert names(again) == names(runs)[:1]
+    # on another disk: the same run; another table of one's own: another run
+    tfds = [*SHORT, "data.train.source=tfds", "data.train.name=x"]
+    assert names(sweep.plan([CLIP], [], [*tfds, "data.train.data_dir=gs://b"], "o")) == names(
+        sweep.plan([CLIP], [], tfds, "o")
+    )
+    files = [*SHORT, "data.train.source=files"]
+    assert names(sweep.plan([CLIP], [], [*files, "data.train.path=a"], "o")) != names(
+        sweep.plan([CLIP], [], [*files, "data.train.path=b"], "o")
+    )
     # what a grid asks for counts in any case
     assert len(set(names(sweep.plan([CLIP], ["chunks=1,2"], SHORT, "out")))) == 2
     assert names(sweep.plan([CLIP], [], [*SHORT, "steps=7"], "out")) != names(sweep.plan([CLIP], [], SHORT, "out"))
@@ -49,6 +58,7 @@ def test_a_run_is_known_by_what_it_computes():
         (["seed=1,,2"], "none empty"),
         (["optim.rules=('text/: lr=0',"], "write key=value"),
         (["batch=many"], "expected int"),
+        (["optim.lr=1e-3,-5"], "optim.lr=-5.0 must be positive"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(grid, message):
@@ -61,7 +71,9 @@ def test_a_config_says_its_own_runs(tmp_path, repository):
     own.write_text(
         f"import sys\nsys.path.insert(0, {str(repository)!r})\nfrom configs import clip_emoji\n"
         "def get_config(arg=''):\n    return clip_emoji.get_config('tiny')\n"
-        "def sweep():\n    for lr in (1e-3, 3e-3):\n        yield {'optim.lr': lr, 'optim.rules': ('text/: lr=0',)}\n"
+        "import numpy as np\n"
+        "def sweep():\n    for lr in np.array([1e-3, 3e-3]):\n"
+        "        yield {'optim.lr': lr, 'optim.rules': ('text/: lr=0',)}\n"
     )
     runs = sweep.plan([str(own)], ["seed=0,1"], [], "out")
     assert [r.overrides for r in runs][3] == ("optim.lr=0.003", "optim.rules=('text/: lr=0',)", "seed=1")
@@ -97,11 +109,25 @@ def test_two_seeds_of_two_methods(tmp_path):
     assert again.returncode == 0 and "3 finished, 1 to go" in again.stdout, again.stdout + again.stderr
     assert "going on from step 6" in again.stdout and [losses_of(r) for r in runs] == before
 
+    # evaluated otherwise: evaluated anew, nothing trained; killed meanwhile, it is asked for again
+    narrower = [*SHORT, "evals.val.limit=16"]
+    kill = "from mmcl_jax import train\ndef die(*a): raise SystemExit(9)\ntrain.evaluate = die\n"
+    start = kill + "import sys; from mmcl_jax.cli import main; sys.exit(main())"
+    arguments = sweep.plan([CLIP], ["seed=0"], narrower, str(out))[0].arguments
+    broken = subprocess.run([sys.executable, "-c", start, "train", *arguments], env=os.environ | {"XLA_FLAGS": ""})
+    assert broken.returncode == 9
+    anew = mmcl("sweep", "--config", CLIP, f"--out={out}", "--grid=seed=0", *[f"--config.{o}" for o in narrower])
+    assert anew.returncode == 0 and "0 finished, 1 to go" in anew.stdout, anew.stdout + anew.stderr
+    assert losses_of(runs[0]) == before[0]
+    assert json.loads((runs[0].workdir / "summary.json").read_text())["evals"]["val/n"] == 16
+    back = mmcl(*command)
+    assert back.returncode == 0 and "3 finished, 1 to go" in back.stdout, back.stdout + back.stderr
+
     summaries = [json.loads((r.workdir / "summary.json").read_text()) for r in runs]
     assert summaries[0]["loss"] != summaries[1]["loss"]
     clip = [s["evals"]["val/i2t/R@1"] for s in summaries[:2]]
     expected = f"{statistics.fmean(clip):.3f} ± {statistics.stdev(clip):.3f}"
-    assert expected in again.stdout  # the sweep ends with the table
+    assert expected in again.stdout and expected in back.stdout  # the sweep ends with the table
     shown = mmcl("table", str(out), "--out", str(tmp_path / "t"), "--keep", str(tmp_path / "kept"))
     assert shown.returncode == 0 and expected in shown.stdout, shown.stderr
     assert (tmp_path / "t.md").read_text().strip() in shown.stdout and (tmp_path / "t.png").stat().st_size > 5000

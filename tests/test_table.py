@@ -97,7 +97,7 @@ def test_a_kept_run_is_the_same_run(write, tmp_path, capsys):
     paths = seeds(write, "a", (0.5, 0.6))
     table.keep(table.read(paths), str(tmp_path / "kept"))
     assert len(table.group(table.read([*paths, str(tmp_path / "kept")]))[0].runs) == 2
-    other = write("other", recall(0.9), "seed=1", "mesh.fsdp=2")  # the same experiment and seed, another result
+    other = write("other", recall(0.9), "seed=1")  # the same experiment and seed, another result
     groups = table.group(table.read([*paths, other]))
     assert len(groups) == 1 and groups[0].values("val/i2t/R@1") == [0.5, 0.6]
     assert "repeats" in capsys.readouterr().out
@@ -112,6 +112,38 @@ def test_a_metric_that_a_seed_lacks(write):
     groups = table.group(table.read(paths))
     assert groups[0].values("val/i2t/R@1") == [0.5] and groups[1].values("val/i2t/R@1") == []
     assert marks(paths) == ["", ""] and "| 0.500" in table.markdown(groups, table.choose(groups))
+
+
+def test_ways_of_computing_matter_where_a_seed_was_computed_in_several(write):
+    """A sweep over the form of the loss is a table of two lines; seeds that ran on other devices are one line."""
+    ways = seeds(write, "a", (0.5, 0.6)) + seeds(write, "b", (0.5, 0.7), "loss.impl=ring")
+    groups = table.group(table.read(ways))
+    assert [g.label for g in groups] == [{"loss.impl": "auto"}, {"loss.impl": "ring"}]
+    assert [len(g.runs) for g in groups] == [2, 2]
+    moved = [write("c0", recall(0.5), "seed=0", "mesh.fsdp=2"), write("c1", recall(0.6), "seed=1")]
+    assert [len(g.runs) for g in table.group(table.read(moved))] == [2]
+
+
+def test_other_evaluations_are_not_averaged(write):
+    paths = [write("a", recall(0.5), "seed=0"), write("b", recall(0.1), "seed=1", "evals.val.limit=8")]
+    groups = table.group(table.read(paths))
+    assert [g.label for g in groups] == [{"evals.val.limit": None}, {"evals.val.limit": 8}]
+
+
+def test_a_run_made_longer_is_not_finished(write, tmp_path):
+    write("a", recall(0.5))
+    longer = write("b", recall(0.5), "steps=500")
+    summary = json.loads((tmp_path / "b/summary.json").read_text()) | {"steps": 120}
+    (tmp_path / "b/summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ConfigError, match="No finished run"):
+        table.read([longer])
+
+
+def test_what_is_kept_is_not_overwritten(write, tmp_path):
+    runs = table.read([write("x/final", recall(0.5)), write("y/final", recall(0.6), "optim.lr=0.01")])
+    with pytest.raises(ConfigError, match="keeps another run"):
+        table.keep(runs, str(tmp_path / "kept"))
+    assert table.keep(runs[:1], str(tmp_path / "kept"))  # again, the same one: it may have been evaluated anew
 
 
 def test_configs_are_diffed(write):
@@ -141,6 +173,8 @@ def test_what_is_asked_for_must_be_there(write, tmp_path):
     )
     with pytest.raises(ConfigError, match="did you mean 'val/i2t/R@1'"):
         table.choose(groups, ["val/i2t/R@2"])
+    with pytest.raises(ConfigError, match="name metrics: --metrics 'steps' say"):
+        table.choose(table.group(table.read([write("none", {}, loss=None)])))
     (tmp_path / "a/summary.json").unlink()
     with pytest.raises(ConfigError, match="No finished run"):
         table.read([path])
