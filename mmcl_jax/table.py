@@ -22,6 +22,7 @@ from mmcl_jax.named import ConfigError, did_you_mean
 FILES = ("config.json", "summary.json")
 SHOWN = ("*/R@1", "*/top1", "loss")  # of the many metrics, unless others are asked for
 LOWER = re.compile(r"(^|[/_])(loss|MedR|MeanR|gap|seconds|bad_steps|unreadable)$")  # metrics of which less is better
+WAYS = ("mesh", "loss", "chunks")  # of computing the same
 LEVEL = 0.05  # of the test, over all comparisons with the best of a column
 LIKE, UNKNOWN = "≈", "?"
 
@@ -104,8 +105,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
         together.setdefault(json.dumps(r.content, sort_keys=True), []).append(r)
     groups = []
     for same in together.values():
-        keys = {k for r in same for k in r.config if k not in r.content and k != "seed"}
-        ways = [k for k in sorted(keys) if len({json.dumps(r.config.get(k)) for r in same}) > 1]
+        keys = {k for r in same for k in r.config if k.startswith(WAYS) and k not in r.content}
+        ways = [k for k in sorted(keys) if len({json.dumps(r.config[k]) for r in same if k in r.config}) > 1]
         if len({r.seed for r in same}) == len(same):
             ways = []
         parts: dict[str, list[Run]] = {}
@@ -118,7 +119,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
                 log.warn(f"{r.folder} repeats {twin.folder}, seed included; it is left out.")
         groups += parts.values()
     columns = distinguishing([g[0].content for g in groups])
-    return [Group(g[0].folder.name, {c: g[0].content.get(c) for c in columns}, g) for g in groups]
+    return [Group(g[0].folder.name, {c: g[0].config.get(c) for c in columns}, g) for g in groups]
 
 
 def distinguishing(contents: Sequence[dict[str, Any]]) -> list[str]:
