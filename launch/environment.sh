@@ -36,16 +36,20 @@ Where that package does not exist, install Python another way and name it: PYTHO
     "$python" -m venv --clear "$venv" ||
       die "Could not make a virtual environment in $venv; is there room, and may you write there?"
   fi
-  # A line for each set of extras that is installed, of this clone as it is.
-  local installed="$venv/.mmcl_installed" here lock=lock.txt
-  here=$(cat "$root"/setup.cfg "$root"/requirements/*.txt | cksum)
   export PATH="$venv/bin:$PATH"
+  # Jobs that start together share it: one installs, the others wait and find it done.
+  (
+    if command -v flock > /dev/null; then flock 9; fi
+    install_packages "$root" "$venv" "$extras"
+  ) 9> "$venv/.mmcl_lock" || exit 1
+}
+
+install_packages() {
+  local root=$1 venv=$2 extras=$3 here lock=lock.txt
+  # A line for each set of extras that is installed, of this clone as it is.
+  local installed="$venv/.mmcl_installed"
+  here=$(cat "$root"/setup.cfg "$root"/requirements/*.txt | cksum)
   if grep -qsFx "$extras $here $root" "$installed"; then return; fi
-  if command -v flock > /dev/null; then # jobs that start together share it
-    exec 9> "$venv.lock"
-    flock 9
-    if grep -qsFx "$extras $here $root" "$installed"; then return; fi
-  fi
   case $extras in
     *tpu*) lock='lock-tpu.txt' ;;
     *cuda12*) lock='lock-gpu.txt' ;;
@@ -59,5 +63,4 @@ Where that package does not exist, install Python another way and name it: PYTHO
   { grep -F " $here $root" "$installed" 2> /dev/null || true; } > "$installed.new"
   echo "$extras $here $root" >> "$installed.new"
   mv "$installed.new" "$installed"
-  if command -v flock > /dev/null; then exec 9>&-; fi
 }

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcl_jax import config as configs
-from mmcl_jax import files, log
+from mmcl_jax import files, log, method
 from mmcl_jax.named import PREEMPTED, ConfigError
 
 INTERRUPTED = 130
@@ -78,6 +78,7 @@ def plan(specs: Sequence[str], grid: Sequence[str], overrides: Sequence[str], ou
             varied = (*(f"{k}={_written(v)}" for k, v in own.items()), *chosen)
             config = configs.load(spec, [*overrides, *varied])
             configs.validate(config, devices=1)
+            method.build(config)  # knows its own arguments
             name = f"{config.method.name.split('.')[-1]}-{content_hash(config, varied)}"
             run = Run(spec, (*overrides, *varied), files.path(out) / name, config)
             if name in runs:

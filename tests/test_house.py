@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "train": ALL_BELOW_TRAIN
     | {"step", "predict", "evals", "build", "profile", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
     "doctor": ALL_BELOW_TRAIN | {"build"},
-    "sweep": {"config", "log"},
+    "sweep": {"config", "log", "method"},
     "table": {"config", "log"},
     "cli": ALL_BELOW_TRAIN | {"step", "predict", "evals", "train", "bench", "sweep", "table", "doctor"},
 }

@@ -58,6 +58,7 @@ def test_a_run_is_known_by_what_it_computes():
         (["seed=1,,2"], "none empty"),
         (["optim.rules=('text/: lr=0',"], "write key=value"),
         (["batch=many"], "expected int"),
+        (["method.temperature=0.05,0.1"], "'clip' has no argument 'temperature'"),
         (["optim.lr=1e-3,-5"], "optim.lr=-5.0 must be positive"),
     ],
 )
