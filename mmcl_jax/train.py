@@ -110,9 +110,8 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
 
     def evaluate_now(now, done=()):
         predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
-        with logger.clock.part("evaluation"):
-            evaluate(predictor, config, logger, now, done)
-            mirror.push()
+        evaluate(predictor, config, logger, now, done)
+        mirror.push()
 
     def remember():
         if on:
@@ -192,7 +191,8 @@ def evaluate(
         if name in done:
             continue
         try:
-            metrics = evals.run(predictor, name, part, config.data.train)
+            with logger.clock.part("evaluation"):
+                metrics = evals.run(predictor, name, part, config.data.train)
         except Exception as e:
             e.add_note(f"evals.{name} failed at step {now}.")
             raise
