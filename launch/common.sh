@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # the scripts that source this read what it sets
 # What the scripts of this folder share. Source it.
 
 die() {
@@ -49,6 +49,23 @@ value() {
   [ -n "$2" ] || die "$1 needs a value (see --help)"
 }
 
+# split ARGUMENTS...: sets `options` to what stands before --, each --name=value as two words, and `arguments` to the rest.
+split() {
+  options=() arguments=()
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --)
+        shift
+        arguments=("$@")
+        return
+        ;;
+      --*=*) options+=("${1%%=*}" "${1#*=}") ;;
+      *) options+=("$1") ;;
+    esac
+    shift
+  done
+}
+
 # export_xla LIST: exports the flags of a list of xla_flags.sh, and says them; nothing for "".
 export_xla() {
   local line
@@ -58,5 +75,4 @@ export_xla() {
   echo "${line%%=*}='${line#*=}'"
 }
 
-# shellcheck disable=SC2034 # the scripts that source this read it
 PREEMPTED=42 # exit code of a run that was told to stop, has saved and goes on when it is started again

@@ -19,14 +19,8 @@ environment() {
   # Some tools make environments without pip; one that was left half made has none either.
   "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$venv/bin/python" -m ensurepip > /dev/null 2>&1 || true
   if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
-    local candidate python=
-    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
-      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
-        python=$candidate
-        break
-      fi
-    done
-    [ -n "$python" ] || die "Python 3.11 or newer is needed, and was not found as python3 or python3.11 to python3.13.
+    local python
+    python=$(find_python) || die "Python 3.11 or newer is needed, and was not found as python3 or python3.11 to python3.13.
 On Debian or Ubuntu: sudo apt-get install python3.11 python3.11-venv
 Where that package does not exist, install Python another way and name it: PYTHON=/path/to/python bash $0"
     "$python" -c 'import venv, ensurepip' 2> /dev/null ||
@@ -42,6 +36,18 @@ Where that package does not exist, install Python another way and name it: PYTHO
     if command -v flock > /dev/null; then flock 9; fi
     install_packages "$root" "$venv" "$extras"
   ) 9> "$venv/.mmcl_lock" || exit 1
+}
+
+# Prints the name of a Python that is new enough.
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  return 1
 }
 
 install_packages() {

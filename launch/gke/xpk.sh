@@ -25,16 +25,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source launch/common.sh
 
 name='' slices='' nodes='' restarts=20 dry_run=false image='' xla=''
-flags=() arguments=()
+flags=()
+split "$@"
+set -- ${options[@]+"${options[@]}"}
 while [ $# -gt 0 ]; do
-  case $1 in
-    --)
-      shift
-      arguments=("$@")
-      break
-      ;;
-    --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-  esac
   case $1 in
     --cluster | --tpu-type | --device-type | --project | --zone)
       value "$1" "${2:-}"

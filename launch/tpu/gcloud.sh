@@ -7,21 +7,14 @@ poll=${MMCL_POLL:-30} # seconds between looks
 
 name='' zone='' project='' type='' runtime='' wait_minutes=720 spot=false keep=false detach=false dry_run=false
 attempts=20 xla='' worker=0
-arguments=()
 
 # Reads NAME, options and, behind --, the arguments of mmcl train. Takes the options that the script knows, then "$@".
 parse() {
   local known=" $1 --zone --project --dry-run --help -h "
   shift
+  split "$@"
+  set -- ${options[@]+"${options[@]}"}
   while [ $# -gt 0 ]; do
-    case $1 in
-      --)
-        shift
-        arguments=("$@")
-        break
-        ;;
-      --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-    esac
     case $1 in
       -*) [[ "$known" == *" $1 "* ]] || die "unknown option $1; it takes:$known(see --help). What is for mmcl train comes behind --" ;;
     esac
@@ -108,7 +101,7 @@ wait_until_active() {
       NONE) die "there is no $name; create it: bash launch/tpu/create.sh $name ..." ;;
     esac
     if gone "$now"; then return "$PREEMPTED"; fi
-    [ "$SECONDS" -lt "$deadline" ] || die "$name is still $now after $wait_minutes minutes (--wait); that is the queue"
+    [ "$SECONDS" -lt "$deadline" ] || die "$name is still $now after $wait_minutes minutes (--wait)"
     sleep "$poll"
   done
 }

@@ -33,7 +33,7 @@ if ! $dry_run; then
     [ ! -f "$file" ] || printf '%s\0' "$file" # those deleted since the last commit are listed, too
   done | tar --null -T - -czf "$archive"
 fi
-$dry_run || export_xla "$xla"
+export_xla "$xla"
 environment=() # what the workers get of this one
 for variable in MMCL_EXTRAS TFDS_DATA_DIR WANDB_MODE LIBTPU_INIT_ARGS; do
   [ -z "${!variable:-}" ] || environment+=("$variable=${!variable}")

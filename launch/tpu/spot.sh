@@ -26,11 +26,11 @@ parse "--type --runtime --wait --attempts --keep --xla" "$@"
 [ ${#arguments[@]} -gt 0 ] || die "nothing to train: give the arguments of mmcl train behind -- (see --help)"
 [ -n "$type" ] || die "--type is missing: v5litepod-16, v4-32, v6e-8 say (see --help)"
 
-options=("${where[@]}")
-[ -z "$xla" ] || options+=(--xla "$xla")
+passed_on=("${where[@]}")
+[ -z "$xla" ] || passed_on+=(--xla "$xla")
 if $dry_run; then
   create
-  bash launch/tpu/run.sh "$name" "${options[@]}" --dry-run -- "${arguments[@]}"
+  bash launch/tpu/run.sh "$name" "${passed_on[@]}" --dry-run -- "${arguments[@]}"
   $keep || delete
   exit 0
 fi
@@ -40,7 +40,7 @@ trap 'echo "$name is left as it is, and training on it; delete it: bash launch/t
 code=$PREEMPTED
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   echo "attempt $attempt of $attempts"
-  now=$(retry 3 5 state) || die "gcloud can't tell the state of $name"
+  now=$(retry 3 5 state) || die "gcloud can't tell the state of $name; if it is there it costs money: launch/tpu/delete.sh"
   if gone "$now"; then
     echo "$name is $now; deleting it"
     delete || die "can't delete $name"
@@ -50,7 +50,7 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   code=0
   (wait_until_active) || code=$?
   if [ "$code" -eq 0 ]; then
-    bash launch/tpu/run.sh "$name" "${options[@]}" -- "${arguments[@]}" || code=$?
+    bash launch/tpu/run.sh "$name" "${passed_on[@]}" -- "${arguments[@]}" || code=$?
   fi
   [ "$code" -eq "$PREEMPTED" ] || break
   echo "preempted"

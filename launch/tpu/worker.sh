@@ -20,18 +20,10 @@ running() {
   [ -f "$kept/pid" ] && [ ! -f "$kept/exit" ] && [[ $(ps -o args= -p "$(cat "$kept/pid")" 2> /dev/null) == *mmcl* ]]
 }
 
-# The images of TPU machines have Python 3.10.
-python_is_there() {
-  local candidate
-  for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
-    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then return; fi
-  done
-  return 1
-}
-
 install() {
-  local apt=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
-  if ! python_is_there; then
+  local python apt=(sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+  # The images of TPU machines have Python 3.10.
+  if ! python=$(find_python) || ! "$python" -c 'import venv, ensurepip' 2> /dev/null; then
     retry 3 20 run "${apt[@]}" update
     retry 3 20 run "${apt[@]}" install -y python3.11 python3.11-venv
   fi

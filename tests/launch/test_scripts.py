@@ -101,6 +101,7 @@ def test_scripts_are_strict_and_explain_themselves(path, stub):
         ("tpu/create.sh", ["mine", "--zone=z", "--type=v4-8"]),
         ("tpu/run.sh", ["mine", "--zone", "z", "--", *NASTY]),
         ("tpu/spot.sh", ["mine", "--zone", "z", "--type", "v4-8", "--", *NASTY]),
+        ("tpu/run.sh", ["mine", "--zone", "z", "--xla=tpu-v6e", "--", *NASTY]),
         ("tpu/logs.sh", ["mine", "--zone", "z"]),
         ("tpu/stop.sh", ["mine", "--zone", "z"]),
         ("tpu/delete.sh", ["mine", "--zone", "z"]),
@@ -131,6 +132,11 @@ def test_dry_runs_call_nothing_and_print_what_can_be_typed(stub, script, argumen
         if " " in line and not line.startswith(("warning", "the ", "encoding", "input", "written"))
     ]
     commands = [shlex.split(line) for line in lines]
+    if "--xla=tpu-v6e" in arguments:
+        assert commands.pop(0) == ["LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=98304"]
+        assert "LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=98304" in shlex.split(
+            commands[-1][-2].split("=", 1)[1]
+        )
     known = ("gcloud", "xpk", "docker", "srun", "mmcl", "python", "sbatch")
     assert commands and all(c[0] in known for c in commands), output
     if NASTY[-1] in arguments:  # it arrives whole, through all the shells on its way
