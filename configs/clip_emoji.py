@@ -12,7 +12,5 @@ def get_config(arg: str = ""):
     """Variants: "" (OpenMoji from pip), "styles" (five styles, and three never trained on), "tiny" (synthetic)."""
     c = common.base()
     c.method = dict(name="clip", embed_dim=128)
-    tower = dict(size="Ti", width=128, heads=2, activation="quick_gelu")
-    c.encoders.image = dict(name="vit", depth=4, patch=8, pool="mean", **tower)
-    c.encoders.text = dict(name="text", depth=1, vocab=4096, **tower)
+    c.encoders.image, c.encoders.text = emoji.image_tower(), emoji.text_tower()
     return emoji.finish(c, arg, statistics="clip")

@@ -34,14 +34,21 @@ def base() -> ConfigDict:
                 fault_budget=0.05,  # stop when a larger share of the examples can't be read
             ),
             optim=dict(
+                name="adamw",  # adamw, sgd, lars
                 lr=1e-3,  # peak
-                warmup=100,  # steps from 0 to the peak; then a cosine to end_lr
+                scaling="none",  # of lr by the batch: linear = times batch / 256, sqrt = times the batch's root
+                warmup=100,  # steps from start_lr to the peak; then a cosine to end_lr
+                warmup_inclusive=False,  # the last of these steps has the peak already, as in SLIP's code
+                start_lr=0.0,
                 end_lr=0.0,
-                b1=0.9,
+                hold=1,  # steps for which a rate is held: an epoch's, for a cosine per epoch
+                b1=0.9,  # adamw
                 b2=0.98,
                 eps=1e-6,
-                decay=0.1,  # AdamW's, multiplied by the learning rate
-                no_decay=r"(bias|scale|class_token)$",  # paths of parameters that are not decayed
+                momentum=0.9,  # sgd, lars
+                trust=1e-3,  # lars: norm of an update, as a share of the weights' norm, at learning rate 1
+                decay=0.1,  # adamw: multiplied by the learning rate; sgd, lars: added to the gradient
+                no_decay=r"(bias|scale|class_token)$",  # paths of parameters that are not decayed, nor adapted by lars
                 rules=(),  # "path regex: lr=0.1 decay=0"; lr=0 freezes. The first that matches counts.
                 clip=1.0,  # of the gradient's global norm; 0 = off
                 average=0.0,  # decay of the average of weights that is evaluated; 0 = off
@@ -78,14 +85,34 @@ def width(size: str) -> int:
     return SIZES[size][0]
 
 
+HELD_OUT = dict(source="synthetic", size=256, split="test")
+
+
+def tiny_run(c: ConfigDict, **data: Any) -> None:
+    """Data, length and optimizer of a `:tiny` variant, whatever the method; `data` goes to the synthetic source."""
+    c.data.train = dict(source="synthetic", size=1024, missing=0.05) | data
+    c.data.record = ""
+    c.dtype = "float32"
+    c.data.update(threads=2, workers=0)
+    c.batch, c.steps = 64, 120
+    c.optim.update(name="adamw", lr=3e-3, scaling="none", warmup=10, hold=1, b2=0.98, clip=1.0, decay=0.01, rules=())
+    c.log.every, c.checkpoint.every, c.eval_every = 10, 50, 0
+
+
+def tiny_tower(tower: ConfigDict) -> None:
+    """Makes an encoder as small as it can be."""
+    if tower.name == "resnet":
+        tower.update(size="mu", width=16, stem="small", bn_groups=4)
+        return
+    tower.update(size="mu", width=32, depth=2, heads=2, mlp=64, remat="none", scan=False)
+    if tower.name == "vit":
+        tower.patch = 4
+
+
 def tiny(c: ConfigDict) -> ConfigDict:
     """Turns a config of an image-text method into its `:tiny` variant: synthetic data, two layers, a minute."""
-    synthetic = dict(source="synthetic", size=1024, missing=0.05)
     with c.unlocked():
-        c.data.train = synthetic
-        c.data.record = ""
-        c.dtype = "float32"
-        c.data.update(threads=2, workers=0)
+        tiny_run(c)
         sot = ", sot=False" if c.encoders.text.get("pool") == "last" else ""
         text = f"tokenize(12{sot})"
         c.data.streams = dict(image="decode|crop(16, scale=(.7, 1)) || normalize", text=f"captions: pick|{text}")
@@ -93,17 +120,12 @@ def tiny(c: ConfigDict) -> ConfigDict:
         c.data.tokenizer.fields = ("captions",)
         c.data.tokenizer.vocab = c.encoders.text.vocab = 400
         for tower in (c.encoders.image, c.encoders.text):
-            tower.update(size="mu", width=32, depth=2, heads=2, mlp=64, remat="none", scan=False)
-        c.encoders.image.patch = 4
+            tiny_tower(tower)
         c.method.embed_dim = 32
         if "bias_init" in c.method:
             c.method.bias_init = -4.0  # for a batch of 64; see configs/siglip_emoji.py
-        c.batch, c.steps = 64, 120
-        c.optim.update(lr=3e-3, warmup=10, clip=1.0, decay=0.01)
-        c.log.every, c.checkpoint.every, c.eval_every = 10, 50, 0
-        held_out = dict(source="synthetic", size=256, split="test")
         c.evals = dict(
-            val=dict(name="retrieval", data=held_out),
-            zeroshot=dict(name="zeroshot", data=held_out, templates=("a {}",)),
+            val=dict(name="retrieval", data=HELD_OUT),
+            zeroshot=dict(name="zeroshot", data=HELD_OUT, templates=("a {}",)),
         )
     return c

@@ -5,14 +5,29 @@ from ml_collections import ConfigDict
 from . import common
 
 TRAINED = ("openmoji", "noto", "emojione", "noto_v1", "emojione_v1")
-VARIANTS = ("", "styles")
+VARIANTS = ("", "styles", "probes")
 UNSEEN = ("twemoji", "fluent_flat", "fluent_high_contrast")
+# Emoji are stored at 64 x 64: small enough to be cropped on the device.
+VIEW = (
+    "{field}: decode(128) || crop(32, scale=(.3, 1))|flip|jitter(.4, .4, .4, .1;.8)|gray(.2)|blur(.3)"
+    "|normalize('{statistics}')"
+)
+
+
+def image_tower() -> dict:
+    """The image tower of CLIP and of the self-supervised methods."""
+    return dict(name="vit", size="Ti", width=128, heads=2, depth=4, patch=8, pool="mean", activation="quick_gelu")
+
+
+def text_tower(**more) -> dict:
+    """The text tower of CLIP and of what is compared with it."""
+    return dict(name="text", size="Ti", width=128, heads=2, depth=1, vocab=4096, activation="quick_gelu") | more
 
 
 def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> ConfigDict:
-    """Completes a config by its variant: "", "styles" or "tiny"."""
+    """Completes an image-text config by its variant: "", "styles", "probes" or "tiny"."""
     if arg not in (*VARIANTS, "tiny"):
-        raise ValueError(f"Variant {arg!r}; possible: '' (none), styles, tiny.")
+        raise ValueError(f"Variant {arg!r}; possible: '' (none), styles, probes, tiny.")
     if arg == "tiny":
         return common.tiny(c)
     label, tags = ("labels/en", "tags/en") if arg else ("label", "tags")
@@ -21,7 +36,7 @@ def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> Config
     # On grey, a background is close to 0 once normalised, and neither black lines nor white shapes get lost in it.
     c.data.streams = dict(
         image=f"decode(128)|crop(32, scale=(.7, 1), ratio=(.85, 1.18)) "
-        f"|| jitter(.2, .2, .3, .02)|gray(.1)|normalize('{statistics}')",
+        f"|| jitter(.2, .2, .3, .02, shuffled=False)|gray(.1)|normalize('{statistics}')",
         text=f"captions: pick(.8)|{tokenize}",
     )
     c.data.eval_streams = dict(
@@ -30,10 +45,25 @@ def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> Config
     c.data.tokenizer.update(fields=("captions",), vocab=4096)
     c.data.update(threads=1, cache_mib=256)
     c.optim.update(lr=1.2e-3, warmup=100, decay=0.1)
-    if arg == "styles":
-        _styles(c)
-    else:
-        _openmoji(c)
+    {"": _openmoji, "styles": _styles, "probes": _probes}[arg](c)
+    return c
+
+
+def finish_views(c: ConfigDict, steps: int, pairs: bool = False, statistics: str = "clip") -> ConfigDict:
+    """Completes a config with two views: of one drawing, or of the drawings of two styles, `pairs`.
+
+    Streams and record ops that the config has already stay.
+    """
+    for i, field in enumerate(("images0", "images1") if pairs else ("image", "image")):
+        c.data.streams[f"image/v{i}"] = VIEW.format(field=field, statistics=statistics)
+    c.data.eval_streams.image = f"decode(128)|resize(32) || normalize('{statistics}')"
+    c.data.update(threads=1, cache_mib=256)
+    c.optim.update(lr=1.2e-3, decay=0.1)
+    _probes(c, steps)
+    if pairs:
+        c.data.train = dict(source="joined", parts=dict(c.data.train))
+        images = ", ".join(f"'{style}/image'" for style in TRAINED)
+        c.data.record = f"collect('images', {images})|two('images')"
     return c
 
 
@@ -60,6 +90,30 @@ def _styles(c: ConfigDict) -> None:
         groups=dict(name="zeroshot", data=held_out, label="group"),
         subgroups=dict(name="zeroshot", data=held_out, label="subgroup"),
     )
+
+
+def _probes(c: ConfigDict, steps: int = 750) -> None:
+    """Five styles for six minutes of a core, and what the image tower's features are good for."""
+    c.steps = steps
+    c.batch, c.eval_every, c.checkpoint.every = 128, 0, 500
+    c.optim.warmup = 50
+    c.data.train = {style: _set(f"emoji_styles/{style}", "train") for style in TRAINED}
+    known, held_out = _set("emoji_styles/openmoji", "train"), _set("emoji_styles/openmoji", "test")
+    labels = dict(fit=known, label=("group", "subgroup"))
+    c.evals = {
+        "knn": dict(name="knn", data=held_out, **labels),
+        "linear": dict(name="linear", data=held_out, **labels),
+        "fewshot": dict(name="fewshot", data=held_out, **labels),
+        # Is the nearest drawing of a known style that of the same concept?
+        "concept": dict(name="knn", data=_set("emoji_styles/twemoji", "train"), fit=known, label="concept_id", k=1),
+        # Concepts and styles that are both unseen.
+        "shift": dict(
+            name="shift", of="knn", over={style: _set(f"emoji_styles/{style}", "test") for style in UNSEEN}, **labels
+        ),
+    }
+    if "text" in c.encoders:
+        c.evals.seen = dict(name="retrieval", data=_set("emoji_styles/twemoji", "train"), without=("is_flag",))
+        c.evals.unseen = dict(name="retrieval", data=held_out, without=("is_flag",))
 
 
 def _set(name: str, split: str) -> dict:

@@ -79,7 +79,8 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
 
     predictor = predict.untrained(config, eval_streams, mesh, batch=min(config.batch, 256))
     method = predictor.method
-    optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, predictor.params)
+    optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, config.batch,
+                                            predictor.params)  # fmt: skip
     sample = named.checked("data.streams", predict.sample_batch, streams, device)
     methods.check_chunks(method, sample, config.chunks)
 

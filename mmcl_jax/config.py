@@ -225,6 +225,33 @@ def check_continuation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> d
     return changed
 
 
+def resolve(config: ConfigDict, devices: int, saved: Mapping[str, Any] | None = None) -> None:
+    """Settles, in place, what a config leaves to the machine on which the run begins.
+
+    Args:
+        config: `bn_groups=0` anywhere becomes the number of devices, so that it stays that on another machine.
+        devices: number of devices that the batch is spread over.
+        saved: the config of a run that goes on, whose number stays.
+
+    Raises:
+        ConfigError: if the batch can't be parted into so many groups.
+    """
+    before = dict(flat(saved or {}))
+    for key, groups in list(flat(config)):
+        if not key.endswith(".bn_groups"):
+            continue
+        node = config
+        for part in key.split(".")[:-1]:
+            node = node[part]
+        node.bn_groups = groups = groups or before.get(key) or devices
+        if groups < 1 or config.batch % groups or config.batch // groups < 2:
+            raise ConfigError(
+                f"{key}={groups}: batch={config.batch} can't be parted into so many equal groups of two rows or more, "
+                f"over which batch statistics are taken. Set --config.{key}=1 for those of the whole batch, or another "
+                "batch."
+            )
+
+
 def _is_range(steps: Sequence[int]) -> bool:
     return len(steps) == 0 or len(steps) == 2 and 0 < steps[0] <= steps[1]
 
@@ -244,6 +271,7 @@ def validate(config: ConfigDict, devices: int) -> None:
         ("batch", config.batch > 0, "must be positive"),
         ("steps", config.steps > 0, "must be positive"),
         ("optim.lr", o.lr > 0, "must be positive"),
+        ("optim.hold", o.hold > 0, "must be positive; 1 = the rate changes at each step"),
         ("optim.warmup", 0 <= o.warmup <= config.steps, f"must lie between 0 and steps={config.steps}"),
         ("optim.average", 0 <= o.average < 1, "must be 0 (off) or a decay below 1, like 0.999"),
         ("optim.clip", o.clip >= 0, "must be 0 (off) or a gradient norm, like 1.0"),

@@ -87,6 +87,7 @@ def _config(spec: str, overrides: list[str], devices: int, workdir: files.AnyPat
         there = jax.devices("cpu") if devices else jax.devices()  # virtual ones stand for the others
         mesh = named.checked("mesh", parallel.make_mesh, config.mesh, there[: devices or None])
         configs.validate(config, mesh.size)
+        configs.resolve(config, mesh.size)
         log.check(config.log)
     except (named.ConfigError, FileNotFoundError) as e:
         yield Finding("error", "config", str(e))

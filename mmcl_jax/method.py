@@ -19,61 +19,108 @@ class Method:
     """Base of all methods: encoders, readouts and the functions that most of them share.
 
     Of the functions, `loss` must be written; the others have a default that suits dual encoders.
-    Parameters live under the encoder's name, its readout's under "<name>_readout".
+    Parameters live under the encoder's name, its readout's under "<name>_readout", a head's under its own name.
+    Batch statistics of any of them live in `extra["batch_stats"]`, under the same name.
 
     Attributes:
         encoders: one per modality; stream "image/v1" is encoded by encoders["image"].
         readouts: one per modality that has a place in a shared space.
+        heads: further readouts for losses of the method's own, "<modality>_<what for>".
         streams: the streams that `loss` requires; checked against the config before anything compiles.
         spaces: the embedding spaces and the modalities that live in each.
     """
 
     encoders: Mapping[str, nn.Module]
     readouts: Mapping[str, nn.Module]
+    heads: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
 
     streams: ClassVar[tuple[str, ...]] = ()
     spaces: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree]:
         """Initial (params, extra) for streams like those of `batch`; one row of each is enough."""
-        params = {}
+        params, stats = {}, {}
+
+        def add(name, module, key, x):
+            out, variables = module.init_with_output(key, x)
+            params[name] = variables.get("params", {})
+            if "batch_stats" in variables:
+                stats[name] = variables["batch_stats"]
+            return out
+
         for i, (name, encoder) in enumerate(sorted(self.encoders.items())):
             key_encoder, key_readout = jax.random.split(jax.random.fold_in(rng, i))
-            encoded, variables = encoder.init_with_output(key_encoder, batch[self._sample_of(name, batch)])
-            params[name] = variables["params"]
+            encoded = add(name, encoder, key_encoder, batch[self._sample_of(name, batch)])
             if name in self.readouts:
-                params[f"{name}_readout"] = self.readouts[name].init(key_readout, encoded).get("params", {})
-        return params, {}
+                add(f"{name}_readout", self.readouts[name], key_readout, encoded)
+            for j, head in enumerate(sorted(h for h in self.heads if h.split("_")[0] == name), 1):
+                add(head, self.heads[head], jax.random.fold_in(key_readout, j), encoded)
+        return params, {"batch_stats": stats} if stats else {}
 
     def encode(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Encoded], PyTree]:
         """Encodes every stream of the batch that has an encoder; side data is left out. In chunks, if ctx says so."""
         streams = {name: s for name, s in batch.items() if name.split("/")[0] in self.encoders}
-        return _in_chunks(self._encode, params, streams, ctx), extra
+        return _in_chunks(self._encode, params, extra, streams, ctx)
 
     def project(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Array], PyTree]:
         """Unit vectors [B, D] of every stream of the batch that has an encoder and a readout; in chunks likewise."""
 
-        def project(params, streams, ctx):
-            vectors = {}
-            for name, e in self._encode(params, streams, ctx).items():
-                variables = {"params": params[f"{name.split('/')[0]}_readout"]}
-                vectors[name] = unit(self.readouts[name.split("/")[0]].apply(variables, e))
-            return vectors
+        def project(params, extra, streams, ctx):
+            encoded, extra = self._encode(params, extra, streams, ctx)
+            return self._read(params, extra, encoded, streams, ctx)
 
         streams = {name: s for name, s in batch.items() if name.split("/")[0] in self.readouts}
-        return _in_chunks(project, params, streams, ctx), extra
+        if any(f"{name.split('/')[0]}_readout" in extra.get("batch_stats", {}) for name in streams):
+            encoded, extra = self.encode(params, extra, streams, ctx)  # in chunks, but not what needs the whole batch
+            return self._read(params, extra, encoded, streams, ctx)
+        return _in_chunks(project, params, extra, streams, ctx)
 
-    def _encode(self, params: PyTree, streams: Batch, ctx: Ctx) -> dict[str, Encoded]:
-        encoded = {}
+    def read(
+        self, name: str, params: PyTree, extra: PyTree, encoded: Encoded, ctx: Ctx, present: Array | None = None
+    ) -> tuple[Array, PyTree]:
+        """Unit vectors [B, D] that a readout or a head makes of what its modality's encoder gave.
+
+        Args:
+            name: "<modality>_readout" or the head's.
+            params: of the method.
+            extra: of the method.
+            encoded: of a stream.
+            ctx: the surroundings.
+            present: [B] bool, the stream's.
+
+        Returns:
+            The vectors, and `extra` with the batch statistics brought up to date.
+        """
+        module = self.heads[name] if name in self.heads else self.readouts[name.removesuffix("_readout")]
+        variables = {"params": params[name]}
+        stats = extra.get("batch_stats", {})
+        if name not in stats:
+            return unit(module.apply(variables, encoded)), extra
+        variables |= {"batch_stats": stats[name]}
+        out, new = module.apply(variables, encoded, train=ctx.train, present=present, mutable=["batch_stats"])
+        return unit(out), extra | {"batch_stats": stats | {name: new["batch_stats"]}}
+
+    def _read(self, params, extra, encoded, streams, ctx):
+        vectors = {}
+        for name, e in encoded.items():
+            readout = f"{name.split('/')[0]}_readout"
+            vectors[name], extra = self.read(readout, params, extra, e, ctx, streams[name].present)
+        return vectors, extra
+
+    def _encode(self, params: PyTree, extra: PyTree, streams: Batch, ctx: Ctx) -> tuple[dict[str, Encoded], PyTree]:
+        encoded, stats = {}, extra.get("batch_stats", {})
         for name, stream in streams.items():
             modality = name.split("/")[0]
             rngs = {"dropout": ctx.key(f"dropout {name}")} if ctx.train and ctx.rng is not None else {}
+            own = {"batch_stats": stats[modality]} if modality in stats else {}
 
-            def apply(params, stream, encoder=self.encoders[modality], rngs=rngs):
-                return encoder.apply({"params": params}, stream, train=ctx.train, rngs=rngs)
+            def apply(variables, stream, encoder=self.encoders[modality], rngs=rngs):
+                return encoder.apply(variables, stream, train=ctx.train, rngs=rngs, mutable=["batch_stats"])
 
-            encoded[name] = parallel.with_whole_weights(apply, ctx.mesh)(params[modality], stream)
-        return encoded
+            apply = parallel.with_whole_weights(apply, ctx.mesh)
+            encoded[name], new = apply({"params": params[modality]} | own, stream)
+            stats = stats | {modality: new["batch_stats"]} if own else stats
+        return encoded, extra | {"batch_stats": stats} if stats else extra
 
     def loss(
         self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx
@@ -111,17 +158,20 @@ class Method:
         )
 
 
-def _in_chunks(encode: Callable[[PyTree, Batch, Ctx], PyTree], params: PyTree, streams: Batch, ctx: Ctx) -> PyTree:
-    """`encode(params, streams, ctx)`, as many chunks as ctx says, each with randomness of its own."""
+def _in_chunks(encode: Callable, params: PyTree, extra: PyTree, streams: Batch, ctx: Ctx) -> tuple[PyTree, PyTree]:
+    """`encode(params, extra, streams, ctx)`, as many chunks as ctx says, each with randomness of its own.
+
+    Chunks leave `extra` as it is: encoders that would change it are refused by `check_chunks`.
+    """
     if ctx.chunks == 1:
-        return encode(params, streams, ctx)
+        return encode(params, extra, streams, ctx)
 
     def one(weights, streams, number):
         params, rng = weights
         rng = None if rng is None else jax.random.fold_in(rng, number)
-        return encode(params, streams, dataclasses.replace(ctx, rng=rng, chunks=1))
+        return encode(params, {}, streams, dataclasses.replace(ctx, rng=rng, chunks=1))[0]
 
-    return parallel.in_chunks(one, ctx.chunks, ctx.mesh)((params, ctx.rng), streams)
+    return parallel.in_chunks(one, ctx.chunks, ctx.mesh)((params, ctx.rng), streams), extra
 
 
 def check_chunks(method: Method, batch: Batch, chunks: int) -> None:

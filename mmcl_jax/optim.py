@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with warm-up and cosine, path rules, clipping, and an optional average of the weights."""
+"""The optimizer: AdamW, SGD or LARS, warm-up and cosine, path rules, clipping, an optional average of the weights."""
 
 from __future__ import annotations
 
@@ -14,11 +14,33 @@ import optax
 from mmcl_jax import parallel
 from mmcl_jax.types import Array, PyTree
 
+OPTIMIZERS = ("adamw", "sgd", "lars")
+# Of the learning rate by the batch: Goyal et al., arXiv 1706.02677, and the two of SimCLR.
+SCALINGS = {"none": lambda batch: 1.0, "linear": lambda batch: batch / 256, "sqrt": lambda batch: batch**0.5}
 
-def warmup_cosine(peak: float, steps: int, warmup: int, *, start: float = 0.0, end: float = 0.0) -> optax.Schedule:
+
+def warmup_cosine(
+    peak: float,
+    steps: int,
+    warmup: int,
+    *,
+    start: float = 0.0,
+    end: float = 0.0,
+    inclusive: bool = False,
+    hold: int = 1,
+) -> optax.Schedule:
     """Learning rate: linear from `start` to `peak` over `warmup` steps, then half a cosine to `end` at `steps`.
 
     Loshchilov & Hutter, SGDR, arXiv 1608.03983. Step 0 has `start`, step `warmup` has `peak`.
+
+    Args:
+        peak: the largest rate.
+        steps: length of the run.
+        warmup: steps of the ramp.
+        start: rate of step 0.
+        end: rate of step `steps`, which is the first that is not taken.
+        inclusive: whether the ramp's last step has the peak already, which thus comes twice (SLIP's official code).
+        hold: steps for which a rate is held; those of an epoch for a cosine per epoch (MoCo).
 
     Example:
         >>> schedule = warmup_cosine(1.0, steps=10, warmup=2)
@@ -27,7 +49,8 @@ def warmup_cosine(peak: float, steps: int, warmup: int, *, start: float = 0.0, e
     """
 
     def schedule(step):
-        ramp = start + (peak - start) * step / max(warmup, 1)
+        step = step // hold * hold
+        ramp = start + (peak - start) * step / max(warmup - inclusive, 1)
         progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0.0, 1.0)
         return jnp.where(step < warmup, ramp, end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
 
@@ -88,19 +111,34 @@ def freeze(params: PyTree, by: Multipliers) -> PyTree:
     return jax.tree.map(lambda p, lr: p if lr else jax.lax.stop_gradient(p), params, by.lr)
 
 
-def build(config: Any, steps: int, params: PyTree) -> tuple[optax.GradientTransformation, optax.Schedule, Multipliers]:
+def build(
+    config: Any, steps: int, batch: int, params: PyTree
+) -> tuple[optax.GradientTransformation, optax.Schedule, Multipliers]:
     """The optimizer of `config.optim`.
+
+    AdamW: Loshchilov & Hutter, arXiv 1711.05101. SGD: with momentum; decay is added to the gradient, as in PyTorch.
+    LARS: You et al., arXiv 1708.03888, as SimCLR has it: what is not decayed is not adapted either, and the learning
+    rate goes into the momentum.
 
     Args:
         config: `config.optim`.
         steps: length of the run, where the cosine ends.
+        batch: global batch, for the scaling of the learning rate.
         params: arrays or shapes.
 
     Returns:
         The optimizer, its schedule (for the log) and the multipliers (for `freeze`).
+
+    Raises:
+        ValueError: for an optimizer, a scaling or a rule that does not exist.
     """
+    for key, possible in (("name", OPTIMIZERS), ("scaling", SCALINGS)):
+        if config[key] not in possible:
+            raise ValueError(f"optim.{key}={config[key]!r}; possible: {', '.join(possible)}.")
     by = multipliers(params, config.rules, config.no_decay)
-    schedule = warmup_cosine(config.lr, steps, config.warmup, end=config.end_lr)
+    peak = config.lr * SCALINGS[config.scaling](batch)
+    shape = dict(start=config.start_lr, end=config.end_lr, inclusive=config.warmup_inclusive, hold=config.hold)
+    schedule = warmup_cosine(peak, steps, config.warmup, **shape)
 
     def add_decay(updates, params):
         return jax.tree.map(lambda u, p, d: u + config.decay * d * p, updates, params, by.decay)
@@ -108,14 +146,17 @@ def build(config: Any, steps: int, params: PyTree) -> tuple[optax.GradientTransf
     def multiply(updates, params):
         return jax.tree.map(lambda u, lr: u * lr, updates, by.lr)
 
-    parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
-    parts += [
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.stateless(add_decay),
-        optax.scale_by_learning_rate(schedule),
-        optax.stateless(multiply),
-    ]
-    optimizer = optax.chain(*parts)
+    decay, rate = optax.stateless(add_decay), optax.scale_by_learning_rate(schedule)
+    clip = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    if config.name == "adamw":
+        parts = [optax.scale_by_adam(config.b1, config.b2, config.eps), decay, rate]
+    elif config.name == "sgd":
+        parts = [decay, optax.trace(config.momentum), rate]
+    else:
+        adapted = jax.tree.map(bool, by.decay)
+        trust = optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.trust), adapted)
+        parts = [decay, trust, rate, optax.trace(config.momentum)]
+    optimizer = optax.chain(*clip, *parts, optax.stateless(multiply))
     return (with_average(optimizer, config.average) if config.average else optimizer), schedule, by
 
 

@@ -117,14 +117,14 @@ def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def with_whole_weights(encode: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | None) -> Callable:
+def with_whole_weights(encode: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh | None) -> Callable:
     """Lets devices that share weights compute each with all of them, on its own rows.
 
     They are gathered for the forward pass and again for the backward pass, and not kept in between (FSDP; Rajbhandari
     et al., ZeRO, arXiv 1910.02054). Left alone, the compiler may split features instead and send activations around.
 
     Args:
-        encode: (weights, rows [B, ...]) -> pytree of [B, ...].
+        encode: (weights, rows [B, ...]) -> pytree of [B, ...], and a pytree of what belongs to no row (statistics).
         mesh: of the rows.
 
     Returns:
@@ -138,7 +138,8 @@ def with_whole_weights(encode: Callable[[PyTree, PyTree], PyTree], mesh: Mesh | 
 
     def gather_first(weights, rows):
         weights = jax.tree.map(lambda w: lax.with_sharding_constraint(w, replicated(mesh)), weights)
-        return spread(encode(weights, spread(rows)))
+        out, other = encode(weights, spread(rows))
+        return spread(out), other
 
     # Neither the gathered weights may be kept, nor what is a mere copy of them in another shape or dtype.
     copies = ("sharding_constraint", "convert_element_type", "reshape", "transpose")

@@ -76,10 +76,17 @@ class Predictor:
         """Compiles lazily, once per combination of streams."""
         self.batch = -(-self.batch // self.mesh.size) * self.mesh.size
 
-        def embed(params, extra, host):
-            return self.method.embed(params, extra, self.device(host), Ctx(self.mesh, parallel.BATCH_AXES))
+        ctx = Ctx(self.mesh, parallel.BATCH_AXES)
 
-        self._embed = jax.jit(embed, out_shardings=parallel.replicated(self.mesh))
+        def embed(params, extra, host):
+            return self.method.embed(params, extra, self.device(host), ctx)
+
+        def pool(params, extra, host):
+            encoded, _ = self.method.encode(params, extra, self.device(host), ctx)
+            return {name: e.pooled for name, e in encoded.items()}
+
+        whole = parallel.replicated(self.mesh)
+        self._embed, self._pool = jax.jit(embed, out_shardings=whole), jax.jit(pool, out_shardings=whole)
 
     def embed(self, **values: Sequence[Any]) -> dict[str, np.ndarray]:
         """Embeds raw values: `embed(image=["cat.jpg"], text=["a cat", "a dog"])`.
@@ -110,7 +117,9 @@ class Predictor:
             raise ValueError(f"embed({name}=[]): nothing to embed.")
         return np.concatenate(rows)
 
-    def embed_source(self, source: Any, names: Sequence[str], keep: Sequence[str] = (), limit: int = 0) -> Embeddings:
+    def embed_source(
+        self, source: Any, names: Sequence[str], keep: Sequence[str] = (), limit: int = 0, pooled: bool = False
+    ) -> Embeddings:
         """Embeds every record of a source, a batch at a time.
 
         Where a stream's field holds a list of texts, each of them becomes a row: several captions of one image.
@@ -121,10 +130,16 @@ class Predictor:
             names: streams.
             keep: fields of the records that the caller wants back: labels, flags.
             limit: only so many records; 0 = all.
+            pooled: instead of unit vectors of the shared space, the encoder's pooled features, before any projection
+                and not normalised: what probes are fitted on.
 
         Raises:
-            ConfigError: if a stream finds nothing at all.
+            ConfigError: if a stream has no encoder, or finds nothing at all.
         """
+        encoders = sorted(self.method.encoders)
+        for name in names:
+            if name.split("/")[0] not in encoders:
+                raise named.ConfigError(f"Stream {name!r} can't be embedded: it has no encoder; encoders: {encoders}.")
         n = min(len(source), limit) if limit else len(source)
         vectors: dict[str, list[np.ndarray]] = {name: [] for name in names}
         owners: dict[str, list[int]] = {name: [] for name in names}
@@ -135,7 +150,7 @@ class Predictor:
 
         def flush(name: str) -> None:
             rows = waiting[name]
-            vectors[name].append(self._run({name: pipeline.stack(rows)}, len(rows))[name])
+            vectors[name].append(self._run({name: pipeline.stack(rows)}, len(rows), pooled)[name])
             rows.clear()
 
         def prepare(i: int):
@@ -188,7 +203,7 @@ class Predictor:
                     rows.append((name, v, arrays))
         return {field: look_up(record, field) for field in keep}, rows, problems
 
-    def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int) -> dict[str, np.ndarray]:
+    def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int, pooled: bool = False) -> dict[str, np.ndarray]:
         """Embeds n rows of host streams; fills them up to the batch, so that there is one compiled shape.
 
         Streams that share their host half are embedded together with the one that is asked for.
@@ -203,7 +218,7 @@ class Predictor:
         }
         host = {"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}
         rows = parallel.put_rows(host, self.mesh, whole=True)
-        out = self._embed(self.params, self.extra, rows)
+        out = (self._pool if pooled else self._embed)(self.params, self.extra, rows)
         return {k: np.asarray(v, np.float32)[:n] for k, v in out.items()}
 
     def score(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -239,7 +254,7 @@ class Embeddings:
     """What `Predictor.embed_source` found.
 
     Attributes:
-        vectors: stream -> [M, D] unit vectors.
+        vectors: stream -> [M, D] float32, unit vectors or pooled features.
         owners: stream -> [M] int, the record that each row belongs to.
         texts: stream -> M texts, for streams whose field is text (or a path).
         kept: field -> its value in each record.

@@ -66,7 +66,9 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     # A workdir without a checkpoint holds nothing to go on from: its files are those of a start that failed.
     begun = processes.from_first(lambda: has_saved(workdir))
     saved = workdir / "config.json"
-    changed = configs.check_continuation(json.loads(saved.read_text()), config.to_dict()) if begun else {}
+    before = json.loads(saved.read_text()) if begun else None
+    configs.resolve(config, mesh.size, before)
+    changed = configs.check_continuation(before, config.to_dict()) if begun else {}
 
     # ---- Data, model, optimizer, step ----------------------------------------------------------------------------
     parts = build(config, workdir, mesh, begun)
@@ -243,7 +245,7 @@ def finish(
     counts: dict[str, float],
     start: int,
 ) -> None:
-    """The end of a run: results table, curves, a picture of retrieval, summary.json. All processes call it.
+    """The end of a run: results table, curves, a picture of what is found, summary.json. All processes call it.
 
     What is drawn and logged lies in `folder`: the workdir, or its mirror.
     """
@@ -266,14 +268,11 @@ def finish(
         log.results_table(final)
         figures.curves(folder / "metrics.jsonl", folder / "curves.png")
     made = ["curves.png"]
-    name, shown = next(((k, e) for k, e in config.evals.items() if e.name == "retrieval"), ("", None))
-    if shown is not None:
-        try:
-            data = evals.with_source(shown.data, config.data.train)
-            figures.retrieval(predictor, data, folder / "retrieval.png" if on else "", name, shown.get("limit", 0))
-            made.append("retrieval.png")
-        except Exception as e:  # noqa: BLE001 - a finished run is worth more than its picture
-            log.warn(f"no retrieval.png: {type(e).__name__}: {e}")
+    try:
+        drawn = figures.of_evaluations(predictor, config.evals, config.data.train, folder if on else None)
+        made += [drawn] if drawn else []
+    except Exception as e:  # noqa: BLE001 - a finished run is worth more than its picture
+        log.warn(f"no picture of what an evaluation finds: {type(e).__name__}: {e}")
     took = log.duration(summary["seconds"])
     log.say(f"done in {took}: {workdir}/ has summary.json, metrics.jsonl, {', '.join(made)}, checkpoints/")
 

@@ -19,12 +19,16 @@ from tests.conftest import make_mesh
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text())
 ONE = jax.devices()[:1]  # several devices compile for a long time; what they compute is compared by gradients
-SHALLOW = ("encoders.image.depth=1", "encoders.text.depth=1")  # where depth is not what is tested
 pytestmark = pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 
 
-def tiny(path, *overrides):
-    return configs.load(f"{path}:tiny", overrides)
+def tiny(path, *overrides, shallow=False):
+    """The `:tiny` variant; with a block less, where depth is not what is tested."""
+    config = configs.load(f"{path}:tiny", overrides)
+    for tower in config.encoders.values():
+        if shallow and "depth" in tower:
+            tower.depth = 1
+    return config
 
 
 def first_batch(config, tmp_path):
@@ -40,7 +44,7 @@ def first_batch(config, tmp_path):
 
 
 def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
-    config = tiny(path, "batch=24")  # 24 rows: 3 on each of 8 devices
+    config = tiny(path, "batch=24", shallow=True)  # 24 rows: 3 on each of 8 devices
     method, host, device = first_batch(config, tmp_path)
     params, extra = method.init(jax.random.key(0), device(host))
 
@@ -64,14 +68,13 @@ def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * peak)
 
 
-def test_empty_captions_give_finite_gradients(path, tmp_path):
-    """All vectors of one side are the same, no token is real."""
-    config = tiny(path, "batch=8", *SHALLOW)
+def test_empty_examples_give_finite_gradients(path, tmp_path):
+    """All images are black and all captions empty: the vectors are the same, no token is real."""
+    config = tiny(path, "batch=8", shallow=True)
     method, host, device = first_batch(config, tmp_path)
     params, extra = method.init(jax.random.key(0), device(host))
-    text = host["streams"]["text"]
-    text |= {"data": np.zeros_like(text["data"]), "mask": np.zeros_like(text["mask"]), "present": np.ones(8, bool)}
-    host["streams"]["image"]["present"] = np.ones(8, bool)
+    for stream in host["streams"].values():
+        stream |= {k: np.zeros_like(v) for k, v in stream.items()} | {"present": np.ones(8, bool)}
     ctx = Ctx(make_mesh("1"), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
     loss, grads = jax.jit(jax.value_and_grad(lambda p: method.loss(p, extra, device(host), ctx)[0]))(params)
     assert np.isfinite(loss) and loss > 0
@@ -89,8 +92,13 @@ def test_it_learns_compiles_once_and_evaluates(path, tmp_path, monkeypatch):
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
     assert len(calls) == 1, "the step was traced more than once"
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["evals"]["val/i2t/R@5"] > 10 * 5 / 256, "ten times chance"
-    for name in ("curves.png", "retrieval.png", "config.json", "tokenizer.json"):
+    found = summary["evals"]
+    if "val/i2t/R@5" in found:
+        assert found["val/i2t/R@5"] > 10 * 5 / 256, "ten times chance"
+    if "knn/top1" in found or "val/top1" in found:
+        assert found.get("knn/top1", found.get("val/top1")) > 10 / 256, "ten times chance"
+    pictures = ("retrieval.png", "tokenizer.json") if "val/i2t/R@5" in found else ("neighbours.png",)
+    for name in ("curves.png", "config.json", *pictures):
         assert (tmp_path / name).stat().st_size > 0
 
 
@@ -107,7 +115,7 @@ def test_a_continued_run_is_bitwise_an_unbroken_one(path, tmp_path, capsys):
         return {r["step"]: r["loss"] for r in log.read_metrics(workdir / "metrics.jsonl") if "loss" in r}
 
     common = ("log.every=1", "batch=16", "steps=6", "checkpoint.every=3", "optim.average=0.9", "optim.warmup=2")
-    whole = tiny(path, *common, *SHALLOW)
+    whole = tiny(path, *common, shallow=True)
     whole.evals = {}
     train.train(whole, tmp_path / "whole", ONE)
     # A run of six steps that ends after three: what a kill leaves, without the killing.
@@ -122,8 +130,8 @@ def test_a_continued_run_is_bitwise_an_unbroken_one(path, tmp_path, capsys):
     assert losses(part) == losses(tmp_path / "whole")
     assert list(losses(part)) == [1, 2, 3, 4, 5, 6], "each step is logged once"
     a, b = (predict.load(w) for w in (tmp_path / "whole", part))
-    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
-        np.testing.assert_array_equal(x, y)
+    for x, y in zip(jax.tree.leaves((a.params, a.extra)), jax.tree.leaves((b.params, b.extra)), strict=True):
+        np.testing.assert_array_equal(x, y)  # queues, twins and batch statistics, too
 
 
 def test_the_docstring_says_how_to_run_it(path):
@@ -155,4 +163,4 @@ def test_full_size_configs_are_valid_without_their_data(path):
             batch[name] = text if "tokenize" in ops else Stream(np.zeros((1, size, size, 3), np.float32))
         params, _ = jax.eval_shape(method.init, jax.random.key(0), batch)
         assert optim.count(params) > 3e5, variant
-    optim.build(config.optim, config.steps, params)
+    optim.build(config.optim, config.steps, config.batch, params)

@@ -28,7 +28,7 @@ def setup(repository):
             "text": Stream(jnp.asarray(rng.integers(3, 300, (8, 12)), jnp.int32), jnp.ones((8, 12), bool)),
         }
         shapes, _ = jax.eval_shape(lambda: method.init(jax.random.key(0), batch))
-        optimizer, schedule, by = optim.build(config.optim, config.steps, shapes)
+        optimizer, schedule, by = optim.build(config.optim, config.steps, config.batch, shapes)
         state = jax.jit(lambda: step.init_state(method, optimizer, batch, jax.random.key(0)))()
         function = step.make_train_step(method, optimizer, by, schedule, lambda host: host, make_mesh("1"), config)
         return jax.jit(function), state, batch
@@ -139,3 +139,56 @@ def test_sharded_bfloat16_runs_go_on_elsewhere(repository, tmp_path):
     assert seconds == sorted(seconds), "the clock goes on where it was"
     predictor = predict.load(tmp_path, mesh=make_mesh("1"))
     assert predictor.step == 4 and all(x.dtype == np.float32 for x in jax.tree.leaves(predictor.params))
+
+
+def torch_sgd(p, grads, rates, momentum, decay):
+    """PyTorch's SGD, from its documentation."""
+    velocity = 0.0
+    for g, lr in zip(grads, rates, strict=True):
+        velocity = momentum * velocity + g + decay * p
+        p = p - lr * velocity
+    return p
+
+
+def simclr_lars(p, grads, rates, momentum, decay, trust):
+    """LARS as SimCLR's code has it: the rate goes into the velocity; trust None = not adapted, and not decayed."""
+    velocity = 0.0
+    for g, lr in zip(grads, rates, strict=True):
+        g = g if trust is None else g + decay * p
+        ratio = 1.0 if trust is None else trust * np.linalg.norm(p) / np.linalg.norm(g)
+        velocity = momentum * velocity + lr * ratio * g
+        p = p - velocity
+    return p
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_optimizers_are_those_of_the_papers(repository, name):
+    overrides = [f"optim.name={name}", "optim.lr=0.2", "optim.scaling=linear", "batch=512", "optim.warmup=2",
+                 "optim.decay=0.01", "optim.clip=0.0", "optim.momentum=0.8", "optim.trust=0.05", "steps=6"]  # fmt: skip
+    config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", overrides)
+    rng = np.random.default_rng(0)
+    start = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}
+    grads = [{k: rng.normal(size=v.shape) for k, v in start.items()} for _ in range(4)]
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, start)
+        optimizer, schedule, _ = optim.build(config.optim, config.steps, config.batch, params)
+        rates = [float(schedule(np.float64(s))) for s in range(4)]
+        assert max(rates) == pytest.approx(0.4)
+        state = optimizer.init(params)
+        for g in grads:
+            updates, state = optimizer.update(jax.tree.map(jnp.asarray, g), state, params)
+            params = optax.apply_updates(params, updates)
+    for key, p in start.items():
+        decay = 0.0 if key == "bias" else 0.01
+        if name == "sgd":
+            expected = torch_sgd(p, [g[key] for g in grads], rates, 0.8, decay)
+        else:
+            expected = simclr_lars(p, [g[key] for g in grads], rates, 0.8, 0.01, None if key == "bias" else 0.05)
+        np.testing.assert_allclose(params[key], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["name=adam", "scaling=cubic"])
+def test_optimizers_that_do_not_exist_are_refused(repository, wrong):
+    config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", [f"optim.{wrong}"])
+    with pytest.raises(ValueError, match=f"optim.{wrong.split('=')[0]}=.*possible: "):
+        optim.build(config.optim, config.steps, config.batch, {"w": jnp.ones(2)})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mmcl_jax.augment.resample import draw_boxes, gaussian_blur, resized_crop
 from mmcl_jax.types import Array
 
 STATISTICS = {  # mean and standard deviation of RGB in [0, 1]
@@ -32,10 +33,69 @@ def normalize(images: Array, statistics: str = "half") -> Array:
     return (images - mean) / std
 
 
+def crop(
+    images: Array,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    method: str = "bicubic",
+    *,
+    keys: Array,
+) -> Array:
+    """Random resized crop to a square (Szegedy et al. 2015), boxes and resampling as in torchvision on Pillow images.
+
+    For small images that all have one size; full-size photos are cropped on the host.
+
+    Args:
+        images: [B, H, W, 3] in [0, 1].
+        size: of the square, pixels.
+        scale: share of the image's area, uniform between these.
+        ratio: width / height of the box, log-uniform between these.
+        method: "bicubic" or "bilinear".
+        keys: [B].
+    """
+    boxes = draw_boxes(keys, *images.shape[1:3], scale, ratio)
+    return jnp.clip(resized_crop(images, boxes, size, method), 0, 1)
+
+
+def flip(images: Array, p: float = 0.5, *, keys: Array) -> Array:
+    """Mirrors an image left and right with probability p."""
+    return jnp.where(_chosen(p, keys), images[:, :, ::-1], images)
+
+
 def gray(images: Array, p: float = 0.2, *, keys: Array) -> Array:
     """Turns an image grey with probability p."""
-    turn = jax.vmap(lambda k: jax.random.bernoulli(k, p))(keys)
-    return jnp.where(turn[:, None, None, None], _luma(images), images)
+    return jnp.where(_chosen(p, keys), _luma(images), images)
+
+
+def solarize(images: Array, p: float = 0.2, threshold: float = 0.5, *, keys: Array) -> Array:
+    """With probability p, turns values from the threshold on into their negative, 1 - value (Grill et al. 2020)."""
+    return jnp.where(_chosen(p, keys) & (images >= threshold), 1 - images, images)
+
+
+def blur(
+    images: Array,
+    p: float = 0.5,
+    sigma: tuple[float, float] = (0.1, 2.0),
+    taps: int = 0,
+    pad: str = "zero",
+    *,
+    keys: Array,
+) -> Array:
+    """Blurs an image by a Gaussian with probability p (Chen et al. 2020, SimCLR).
+
+    Args:
+        images: [B, H, W, 3] in [0, 1].
+        p: probability.
+        sigma: standard deviation, uniform between these, pixels.
+        taps: length of the kernel, odd; 0 for SimCLR's rule, 2 * (H // 10 // 2) + 1: 23 at 224, 3 at 32.
+        pad: what lies beyond the image: "zero" (black, as SimCLR) or "edge" (the nearest pixel, as Pillow).
+        keys: [B].
+    """
+    u = _uniform(keys, 2)
+    taps = taps or 2 * (images.shape[1] // 10 // 2) + 1
+    blurred = gaussian_blur(images, sigma[0] + (sigma[1] - sigma[0]) * u[:, 1], taps, pad)
+    return jnp.where(_per_example(u[:, 0] < p), blurred, images)
 
 
 def jitter(
@@ -44,10 +104,11 @@ def jitter(
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
+    shuffled: bool = True,
     *,
     keys: Array,
 ) -> Array:
-    """Changes colours as torchvision's ColorJitter does, but always in this order.
+    """Changes colours as torchvision's ColorJitter does.
 
     Args:
         images: [B, H, W, 3] in [0, 1].
@@ -55,14 +116,30 @@ def jitter(
         contrast: the same of the difference to the image's mean grey.
         saturation: the same of the difference to each pixel's grey.
         hue: h up to 0.5; hues turn by a share of the circle from [-h, h].
+        shuffled: whether every example has an order of these four of its own; else it is the one above for all.
         keys: [B].
     """
-    u = jax.vmap(lambda k: jax.random.uniform(k, (4,), minval=-1.0))(keys)[..., None, None, None]  # [B, 4, 1, 1, 1]
-    b, c, s = (_factor(strength, u[:, i]) for i, strength in enumerate((brightness, contrast, saturation)))
-    x = jnp.clip(images * b, 0, 1)
-    x = _blend(x, _luma(x).mean((1, 2), keepdims=True), c)
-    x = _blend(x, _luma(x), s)
-    return turn_hue(x, hue * u[:, 3]) if hue else x
+    u = 2 * _uniform(keys, 8 if shuffled else 4) - 1
+    factors = jnp.stack([_factor(s, u[:, i]) for i, s in enumerate((brightness, contrast, saturation))], 1)
+    blends, before_hue = (0, 1, 2), 3
+    if shuffled:  # the order is that of four random numbers, the last of them for hue
+        order = jnp.argsort(u[:, 4:7], 1)
+        factors = jnp.take_along_axis(factors, order, 1)
+        blends = [_per_example(which) for which in order.T]
+        before_hue = _per_example((u[:, 4:7] < u[:, 7:]).sum(1)) if hue else 3
+    factors = [_per_example(factor) for factor in factors.T]
+
+    def blend(x, active):
+        for i in range(3):
+            x = _blend(x, blends[i], jnp.where(active(i), factors[i], 1.0))
+        return x
+
+    # Hue is by far the costliest, so it is evaluated once: what comes before it in an example's order, hue, the rest.
+    x = blend(images, lambda i: i < before_hue)
+    if hue:
+        x = turn_hue(x, _per_example(hue * u[:, 3]))
+        x = blend(x, lambda i: i >= before_hue) if shuffled else x
+    return x
 
 
 def turn_hue(images: Array, turn: Array) -> Array:
@@ -72,17 +149,21 @@ def turn_hue(images: Array, turn: Array) -> Array:
         images: [B, H, W, 3] in [0, 1].
         turn: share of the circle, broadcast against images.
     """
-    r, g, b = jnp.moveaxis(images, -1, 0)
-    top, low = images.max(-1), images.min(-1)
+    r, g, b = (images[..., i : i + 1] for i in range(3))
+    top, low = jnp.maximum(jnp.maximum(r, g), b), jnp.minimum(jnp.minimum(r, g), b)
     spread = jnp.where(top > low, top - low, 1.0)
-    sixth = jnp.where(top == r, (g - b) / spread, jnp.where(top == g, (b - r) / spread + 2, (r - g) / spread + 4))
-    k = (jnp.array([5.0, 3.0, 1.0]) + sixth[..., None] + 6 * turn) % 6
-    return top[..., None] - (top - low)[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    # Not top == r: when XLA computes r twice, fused in two ways, the last bit may differ and the hue would be another.
+    of_green, of_blue = (b - r) / spread + 2, (r - g) / spread + 4
+    sixth = jnp.where((r >= g) & (r >= b), (g - b) / spread, jnp.where(g >= b, of_green, of_blue))
+    k = jnp.array([5.0, 3.0, 1.0]) + (sixth + 6 * turn)
+    k = k - 6 * jnp.floor(k / 6)  # on a CPU much faster than k % 6
+    return top - (top - low) * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
 def _luma(images: Array) -> Array:
     """Grey [B, H, W, 1] of ITU-R 601, as torchvision's."""
-    return (images @ jnp.array([0.2989, 0.587, 0.114], jnp.float32))[..., None]
+    # Channel by channel: a product with a vector would be in bfloat16 on a TPU, a sum over an axis is slow on a CPU.
+    return 0.2989 * images[..., :1] + 0.587 * images[..., 1:2] + 0.114 * images[..., 2:]
 
 
 def _factor(strength: float, u: Array) -> Array:
@@ -90,5 +171,23 @@ def _factor(strength: float, u: Array) -> Array:
     return low + (high - low) * (u + 1) / 2
 
 
-def _blend(images: Array, base: Array, factor: Array) -> Array:
+def _blend(images: Array, which: int | Array, factor: Array) -> Array:
+    """Brightness (0), contrast (1) or saturation (2): away from black, the mean grey or each pixel's, or towards it."""
+    grey = _luma(images)
+    base = jnp.where(which == 0, 0.0, jnp.where(which == 1, grey.mean((1, 2), keepdims=True), grey))
     return jnp.clip(base + factor * (images - base), 0, 1)
+
+
+def _chosen(p: float, keys: Array) -> Array:
+    """Which examples an op of probability p changes, [B, 1, 1, 1] bool."""
+    return _per_example(jax.vmap(lambda k: jax.random.bernoulli(k, p))(keys))
+
+
+def _uniform(keys: Array, count: int) -> Array:
+    """Random numbers [B, count] from [0, 1)."""
+    return jax.vmap(lambda k: jax.random.uniform(k, (count,)))(keys)
+
+
+def _per_example(values: Array) -> Array:
+    """[B] -> [B, 1, 1, 1], to go with images."""
+    return values[:, None, None, None]

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mmcl_jax import config as configs
 from mmcl_jax import evals, parallel
 from mmcl_jax.bench import timing
 from mmcl_jax.build import build
@@ -30,6 +31,7 @@ def measure(config: ConfigDict, devices: int = 0, records: int = 512) -> Iterato
         time, when nothing is left to compile.
     """
     mesh = parallel.make_mesh(config.mesh, timing.devices(devices))
+    configs.resolve(config, mesh.size)
     with tempfile.TemporaryDirectory() as workdir:
         parts = build(config, Path(workdir), mesh)
     predictor = parts.predictor

@@ -46,6 +46,7 @@ def measure(config: ConfigDict, devices: int = 0, rounds: int = 7, data_steps: i
     """
     mesh = parallel.make_mesh(config.mesh, timing.devices(devices))
     configs.validate(config, mesh.size)
+    configs.resolve(config, mesh.size)
     with tempfile.TemporaryDirectory() as workdir:
         parts = build(config, Path(workdir), mesh)
     state = jax.jit(parts.init, out_shardings=parts.sharding)(jax.random.key(config.seed))

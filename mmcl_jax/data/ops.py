@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import math
 import os
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion; it only warns there
 
@@ -89,6 +90,64 @@ def flip(image: np.ndarray, p: float = 0.5, *, rng: np.random.Generator) -> np.n
     return image[:, ::-1] if rng.random() < p else image
 
 
+def jitter(
+    image: np.ndarray,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    shuffled: bool = True,
+    *,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Changes colours as torchvision's ColorJitter does on Pillow images.
+
+    This and the other changes of colour are for full-size photos and for comparison: small images are changed faster
+    on the device, by the ops of the same names, which don't round to whole numbers in between.
+
+    Args:
+        image: uint8 [H, W, 3].
+        brightness: b; the image is multiplied by a factor from [max(0, 1 - b), 1 + b].
+        contrast: the same of the difference to the image's mean grey.
+        saturation: the same of the difference to each pixel's grey.
+        hue: h up to 0.5; hues turn by a share of the circle from [-h, h].
+        shuffled: whether every image has an order of these four of its own; else it is the one above.
+        rng: random numbers.
+    """
+    picture = _picture(image)
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    strengths = (brightness, contrast, saturation)
+    factors = [rng.uniform(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
+    turn = rng.uniform(-hue, hue)
+    for i in rng.permutation(4) if shuffled else range(4):
+        if i < 3 and strengths[i]:
+            picture = enhancers[i](picture).enhance(factors[i])
+        elif i == 3 and hue:  # by way of HSV, which isn't quite the same image even if nothing turns
+            hsv = np.array(picture.convert("HSV"))
+            hsv[..., 0] += np.uint8(int(255 * turn) % 256)  # towards 0 as in torchvision; hues are modulo 256
+            picture = Image.fromarray(hsv, "HSV").convert("RGB")
+    return np.asarray(picture)
+
+
+def gray(image: np.ndarray, p: float = 0.2, *, rng: np.random.Generator) -> np.ndarray:
+    """Turns an image grey with probability p, keeping three channels."""
+    return np.asarray(_picture(image).convert("L").convert("RGB")) if rng.random() < p else image
+
+
+def blur(
+    image: np.ndarray, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0), *, rng: np.random.Generator
+) -> np.ndarray:
+    """Blurs an image with probability p by Pillow's approximate Gaussian; sigma uniform between these, pixels."""
+    if rng.random() >= p:
+        return image
+    return np.asarray(_picture(image).filter(ImageFilter.GaussianBlur(rng.uniform(*sigma))))
+
+
+def solarize(image: np.ndarray, p: float = 0.2, threshold: float = 0.5, *, rng: np.random.Generator) -> np.ndarray:
+    """With probability p, turns values from the threshold (a share of 255) on into their negative."""
+    return np.where(image >= 255 * threshold, 255 - image, image) if rng.random() < p else image
+
+
 def pick(values: str | Sequence[str], main: float = 0.0, *, rng: np.random.Generator) -> str:
     """One of several captions, at random; with probability `main` the first, whatever the others are."""
     if isinstance(values, str) or rng.random() < main:
@@ -109,5 +168,25 @@ def tokenize(text: str | bytes, length: int, sot: bool = True, *, tokenizer) -> 
 
 
 def _resample(image: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(_picture(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image))  # flip gives a view that runs backwards
+
+
+def multi_hot(values: str | int | Sequence[str | int], size: int) -> np.ndarray:
+    """Tags -> uint8 [size], 1 for each that is there; numbers are places, words are hashed to one.
+
+    Two words may share a place: choose `size` well above the number of tags that examples have in common.
+
+    Raises:
+        ValueError: for a number that is not a place.
+    """
+    hot = np.zeros(size, np.uint8)
+    for value in [values] if isinstance(values, str | int) else values:
+        place = zlib.crc32(value.encode()) % size if isinstance(value, str) else int(value)
+        if not 0 <= place < size:
+            raise ValueError(f"tag {value} is not within 0..{size - 1}; raise multi_hot's size")
+        hot[place] = 1
+    return hot

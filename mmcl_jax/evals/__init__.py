@@ -15,6 +15,8 @@ from mmcl_jax import named
 from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.predict import Predictor
 
+SOURCES = ("data", "fit")  # arguments that are sources: what is tested, what a probe is fitted on
+
 
 def with_source(data: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluator's data: where it names no source, the training source with what it says changed (its split)."""
@@ -35,8 +37,8 @@ def run(
     Raises:
         ConfigError: if there is no such evaluator, or an argument that it does not have.
     """
-    arguments = _arguments(config, train)
-    return named.call(__name__, config["name"], arguments, f"evals.{name}", predictor, function="run")
+    found = arguments(config, train)
+    return named.call(__name__, config["name"], found, f"evals.{name}", predictor, function="run")
 
 
 def check(predictor: Predictor, config: Mapping[str, Any], train: Mapping[str, Any] | None = None) -> None:
@@ -55,18 +57,16 @@ def check(predictor: Predictor, config: Mapping[str, Any], train: Mapping[str, A
         where = f"evals.{name}"
         if not part.get("name"):
             raise named.ConfigError(f"{where}.name is missing; it names the evaluator, 'retrieval' say.")
-        predictor.sources += check_arguments(predictor.streams, where, part["name"], _arguments(part, train))
+        predictor.sources += check_arguments(predictor.streams, where, part["name"], arguments(part, train))
 
 
-def check_arguments(streams: Streams, where: str, name: str, arguments: Mapping[str, Any]) -> list[Any]:
+def check_arguments(streams: Streams, where: str, name: str, given: Mapping[str, Any]) -> list[Any]:
     """As `check`, of one evaluator with its arguments complete; returns the sources."""
-    target = named.find(__name__, name, arguments, where, given=1, function="run")
+    target = named.find(__name__, name, given, where, given=1, function="run")
     refuse = getattr(importlib.import_module(target.__module__), "check", None)
-    return named.checked(where, lambda: refuse(streams, where, **arguments)) if refuse else []
+    return named.checked(where, lambda: refuse(streams, where, **given)) if refuse else []
 
 
-def _arguments(config: Mapping[str, Any], train: Mapping[str, Any] | None) -> dict[str, Any]:
-    arguments = {k: v for k, v in config.items() if k != "name"}
-    if "data" in arguments:
-        arguments["data"] = with_source(arguments["data"], train or {})
-    return arguments
+def arguments(config: Mapping[str, Any], train: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An evaluator's arguments, from its part of `config.evals`; its sources complete, see `with_source`."""
+    return {k: with_source(v, train or {}) if k in SOURCES else v for k, v in config.items() if k != "name"}

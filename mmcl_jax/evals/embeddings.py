@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mmcl_jax import files
-from mmcl_jax.data.pipeline import Streams
+from mmcl_jax.data.pipeline import Streams, read
 from mmcl_jax.named import ConfigError, did_you_mean
 from mmcl_jax.predict import Predictor
 
@@ -36,6 +36,22 @@ def check_streams(streams: Streams, names: Sequence[str], where: str) -> None:
     for name in names:
         if name not in streams.chains:
             raise ConfigError(f"{where}: there is no stream {name!r}{did_you_mean(name, streams.chains)}")
+
+
+def check_choice(where: str, name: str, value: Any, possible: Iterable[str]) -> None:
+    """Refuses the value of an argument that is one of a few words.
+
+    Raises:
+        ConfigError: with those words.
+    """
+    if value not in possible:
+        raise ConfigError(f"{where}.{name}={value!r} does not exist{did_you_mean(str(value), possible)}")
+
+
+def first_records(streams: Streams, source: Any, count: int = 64) -> list[dict[str, Any]]:
+    """Those of a source's first records that can be read, after the record ops: for checks of their fields."""
+    found = [read(source, i) for i in range(min(count, len(source)))]
+    return [streams.record(r, i) for i, r in enumerate(found) if not isinstance(r, Exception)]
 
 
 def booleans(values: Sequence[Any], field: str) -> np.ndarray:

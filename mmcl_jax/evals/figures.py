@@ -1,9 +1,9 @@
-"""Pictures of a run: its curves, and what it retrieves."""
+"""Pictures of a run: its curves, what it retrieves, which images it takes for neighbours."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
+from mmcl_jax import evals  # noqa: E402
 from mmcl_jax.data import sources  # noqa: E402
 from mmcl_jax.data.ops import decode  # noqa: E402
 from mmcl_jax.data.record import look_up  # noqa: E402
+from mmcl_jax.evals import labelled  # noqa: E402
+from mmcl_jax.evals.knn import unit  # noqa: E402
 from mmcl_jax.log import read_metrics  # noqa: E402
 from mmcl_jax.predict import Predictor  # noqa: E402
 
@@ -76,18 +80,9 @@ def retrieval(
     image_owner, text_owner, texts = found.owners["image"], found.owners["text"], found.texts["text"]
     firsts = np.unique(text_owner, return_index=True)[1]  # the first caption of each record
     firsts = firsts[np.isin(text_owner[firsts], image_owner)]
-    queries = firsts[np.linspace(0, len(firsts) - 1, min(rows, len(firsts))).round().astype(int)]
-    field = predictor.streams.chains["image"].field
-
-    def image_of(record):
-        return look_up(predictor.streams.record(source[int(record)], int(record)), field)
-
-    figure, axes = plt.subplots(
-        len(queries), best + 3, figsize=(1.25 * best + 6.2, 1.15 * len(queries) + 0.9), squeeze=False
-    )
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+    queries = firsts[_evenly(len(firsts), rows)]
+    image_of = _images(predictor, source, "image")
+    figure, axes = _grid(len(queries), best + 3, 1.25 * best + 6.2)
     for row, q in zip(axes, queries, strict=True):
         row[0].text(0.98, 0.5, textwrap.fill(texts[q], 16), ha="right", va="center", fontsize=9)
         near = np.argsort(-(found.vectors["image"] @ found.vectors["text"][q]))[:best]
@@ -99,11 +94,131 @@ def retrieval(
         _texts(row[best + 2], [(texts[i], text_owner[i] == image_owner[own]) for i in near])
     axes[0, 1].set_title("text → its five best images" if best == 5 else "text → images", loc="left", fontsize=10)
     axes[0, best + 1].set_title("image → texts", loc="left", fontsize=10)
-    credit = getattr(source, "attribution", "")
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    figure.text(0.01, 0.01, f"{name}: {found.size} records; hits green. {credit}", fontsize=7, color="#555555")
+    _finish(figure, out, f"{name}: {found.size} records; hits green.", source)
+
+
+def neighbours(
+    predictor: Predictor,
+    data: Mapping[str, Any],
+    out: str | Path,
+    name: str = "",
+    limit: int = 0,
+    fit: Mapping[str, Any] | None = None,
+    label: str | Sequence[str] = "label",
+    stream: str = "image",
+    features: str = "pooled",
+    rows: int = 6,
+    best: int = 5,
+) -> None:
+    """Draws images and their nearest images, those of the same class marked green, to a PNG.
+
+    Args:
+        predictor: the model.
+        data: a source with images and labels: the queries.
+        out: the PNG; "" = none, on a process that only takes part in the embedding.
+        name: what the data is called in the config, for the line at the foot.
+        limit: only so many records of each source, and never more than 5000: it is a picture.
+        fit: a source: where neighbours are looked for; default: in `data`, and nothing is a neighbour of itself.
+        label: field of the class; of several the first.
+        stream: of images; see `labelled.embed`.
+        features: likewise.
+        rows: number of queries, spread over the source.
+        best: neighbours per query.
+
+    Raises:
+        ValueError: if the stream is not of images.
+    """
+    if stream.split("/")[0] != "image":
+        raise ValueError(f"stream={stream!r} can't be drawn; only images can.")
+    field = labelled.fields(label)[0]
+    tested, bank = (
+        labelled.embed(predictor, d, field, stream, features, min(limit or 5000, 5000)) for d in (data, fit or data)
+    )
+    if not out:
+        return
+    source, bank_source = (sources.make(d, "evals data") for d in (data, fit or data))
+    image_of, neighbour_of = (_images(predictor, s, stream) for s in (source, bank_source))
+    queries = np.flatnonzero([v is not None for v in tested.labels[field]])
+    queries = queries[_evenly(len(queries), rows)]
+    cosines = unit(tested.features[queries]) @ unit(bank.features).T
+    if not fit:
+        cosines[tested.owners[queries][:, None] == bank.owners] = -np.inf
+    figure, axes = _grid(len(queries), best + 2, 1.25 * best + 3.2)
+    for row, q, cosine in zip(axes, queries, cosines, strict=True):
+        row[0].text(0.98, 0.5, _words(tested.labels[field][q], 16), ha="right", va="center", fontsize=9)
+        _image(row[1], image_of(tested.owners[q]))
+        for ax, i in zip(row[2:], np.argsort(-cosine)[:best], strict=False):
+            _image(ax, neighbour_of(bank.owners[i]), bank.labels[field][i] == tested.labels[field][q])
+            ax.set_xlabel(_words(bank.labels[field][i], 20), fontsize=6)
+    axes[0, 2].set_title("image → its nearest images", loc="left", fontsize=10)
+    _finish(figure, out, f"{name}: neighbours among {bank.size} records; the same {field} green.", source, bank_source)
+
+
+# Evaluator -> the picture of what it found, and those of its arguments that the picture has too.
+PICTURES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "retrieval": (retrieval, ("data", "limit")),
+    "knn": (neighbours, ("data", "limit", "fit", "label", "stream", "features")),
+}
+
+
+def of_evaluations(
+    predictor: Predictor, evaluations: Mapping[str, Any], train: Mapping[str, Any], folder: Path | None
+) -> str:
+    """Draws what the first retrieval of `config.evals` finds, or if there is none, the first knn.
+
+    Args:
+        predictor: the model.
+        evaluations: `config.evals`.
+        train: `config.data.train`.
+        folder: for the PNG; None on a process that only takes part in the embedding.
+
+    Returns:
+        The name of the PNG; "" if no evaluation has a picture.
+    """
+    for kind, (draw, wanted) in PICTURES.items():
+        for name, part in evaluations.items():
+            if part["name"] == kind:
+                arguments = {k: v for k, v in evals.arguments(part, train).items() if k in wanted}
+                file = f"{draw.__name__}.png"
+                draw(predictor, out=folder / file if folder else "", name=name, **arguments)
+                return file
+    return ""
+
+
+def _evenly(size: int, count: int) -> np.ndarray:
+    """`count` numbers, or as many as there are, evenly from 0 to size - 1."""
+    return np.linspace(0, size - 1, min(count, size)).round().astype(int)
+
+
+def _images(predictor: Predictor, source: Any, stream: str) -> Callable[[int], Any]:
+    """Record number -> the image that the stream is made of."""
+    field = predictor.streams.chains[stream].field
+    return lambda record: look_up(predictor.streams.record(source[int(record)], int(record)), field)
+
+
+def _grid(rows: int, columns: int, width: float) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` inches and its axes [rows, columns], without frames."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 1.15 * rows + 0.9), squeeze=False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _finish(figure: Figure, out: str | Path, foot: str, *shown: Any) -> None:
+    """Writes the line at the foot, with the credits of the sources that are shown, and the PNG."""
+    credits = dict.fromkeys(getattr(source, "attribution", "") for source in shown)
+    width, height = figure.get_size_inches()
+    text = textwrap.fill(" ".join([foot, *credits]), int(16 * width))
+    figure.tight_layout(rect=(0, (0.16 + 0.12 * (1 + text.count("\n"))) / height, 1, 1))
+    figure.text(0.01, 0.01, text, fontsize=7, color="#555555")
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def _words(name: Any, width: int) -> str:
+    """A class's name, broken into lines: "food-drink" is two words."""
+    return textwrap.fill("" if name is None else str(name).replace("-", " ").replace("_", " "), width)
 
 
 def _image(ax: Axes, value: Any, hit: bool | None = None) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mmcl_jax.data import sources
-from mmcl_jax.data.pipeline import Streams, read
+from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.data.record import look_up
-from mmcl_jax.evals.embeddings import booleans, check_finite, check_streams
+from mmcl_jax.evals.embeddings import booleans, check_finite, check_streams, first_records
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import Predictor
 
@@ -100,8 +100,7 @@ def check(
     """Refuses streams and fields that are not there; see `evals.check`."""
     check_streams(streams, (a, b), where)
     source = sources.make(data, f"{where}.data")
-    first = [read(source, i) for i in range(min(64, len(source)))] if without else []
-    records = [streams.record(r, i) for i, r in enumerate(first) if not isinstance(r, Exception)]
+    records = first_records(streams, source) if without else []
     for field in without:
         values = [v for v in (look_up(r, field) for r in records) if v is not None]
         if not values:

@@ -1,7 +1,21 @@
 """Losses: pure functions of the global batch. See `info_nce` for the signature that they share."""
 
+from mmcl_jax.losses.queues import queue_accuracy, queue_margin, queue_nce, queue_tag_nce
 from mmcl_jax.losses.sigmoid import sigmoid
 from mmcl_jax.losses.softmax import in_batch_accuracy, info_nce
+from mmcl_jax.losses.spread import spread
 from mmcl_jax.losses.unit import unit
+from mmcl_jax.losses.views import nt_xent
 
-__all__ = ["in_batch_accuracy", "info_nce", "sigmoid", "unit"]
+__all__ = [
+    "in_batch_accuracy",
+    "info_nce",
+    "nt_xent",
+    "queue_accuracy",
+    "queue_margin",
+    "queue_nce",
+    "queue_tag_nce",
+    "sigmoid",
+    "spread",
+    "unit",
+]

@@ -13,7 +13,7 @@ from mmcl_jax.losses import plan
 from mmcl_jax.types import Array
 
 # Stands for minus infinity in logits: exp gives 0, and inf - inf cannot make NaN where a whole row is absent.
-_NEVER = parallel.LOGSUMEXP.start
+NEVER = parallel.LOGSUMEXP.start
 
 
 def rows_of(x: Array, y: Array, present: Array | None, axis: parallel.Axis) -> tuple[Array, Array, Array]:
@@ -109,8 +109,8 @@ def info_nce(
 def _lse_of_one_tile(x, y, present, scale, axis) -> tuple[Array, Array]:
     """Log-sum-exp of the logits over all columns [b], and over all rows, of this device's columns [b]."""
     logits = scale * product(x, parallel.gather(y, axis).T)  # [b, B]
-    row_lse = jax.nn.logsumexp(jnp.where(parallel.gather(present, axis)[None], logits, _NEVER), axis=1)  # [b]
-    columns = jnp.where(present[:, None], logits, _NEVER)
+    row_lse = jax.nn.logsumexp(jnp.where(parallel.gather(present, axis)[None], logits, NEVER), axis=1)  # [b]
+    columns = jnp.where(present[:, None], logits, NEVER)
     peak = parallel.maximum(columns.max(0), axis)  # [B]; a fixed shift would underflow at scale 100
     column_lse = jnp.log(parallel.total(jnp.exp(columns - peak).sum(0), axis)) + peak  # [B]
     return row_lse, column_lse[parallel.rows(x.shape[0], axis)]
@@ -126,11 +126,11 @@ def _lse_forward(x, y, present, scale, axis, ring, chunk):
     def visit(row_lse, part):
         y, there = part
         logits = scale * product(x, y.T)  # [b, c]
-        row = jax.nn.logsumexp(jnp.where(there[None], logits, _NEVER), axis=1)
-        column = jax.nn.logsumexp(jnp.where(present[:, None], logits, _NEVER), axis=0)
+        row = jax.nn.logsumexp(jnp.where(there[None], logits, NEVER), axis=1)
+        column = jax.nn.logsumexp(jnp.where(present[:, None], logits, NEVER), axis=0)
         return jnp.logaddexp(row_lse, row), column
 
-    start = jnp.full(x.shape[0], _NEVER, wide(x))
+    start = jnp.full(x.shape[0], NEVER, wide(x))
     lse = parallel.over_columns(visit, start, (y, present), parallel.LOGSUMEXP, axis=axis, ring=ring, chunk=chunk)
     return lse, (x, y, present, scale, *lse)
 
@@ -199,10 +199,10 @@ def in_batch_accuracy(
         mine = number[None] == own[:, None]
         # From the same product as the others, so that equal vectors tie exactly.
         positive = positive + jnp.where(mine & there[None], scores, 0).sum(1)
-        return (positive, jnp.maximum(best, jnp.where(there[None] & ~mine, scores, _NEVER).max(1))), ()
+        return (positive, jnp.maximum(best, jnp.where(there[None] & ~mine, scores, NEVER).max(1))), ()
 
     columns = (y, present, own)
-    start = (jnp.zeros(x.shape[0], wide(x)), jnp.full(x.shape[0], _NEVER, wide(x)))
+    start = (jnp.zeros(x.shape[0], wide(x)), jnp.full(x.shape[0], NEVER, wide(x)))
     if form.impl == "shared_tile":
         (positive, best), _ = visit(start, jax.tree.map(lambda c: parallel.gather(c, axis), columns))
     else:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmcl_jax.losses import in_batch_accuracy, info_nce, sigmoid, unit
+from mmcl_jax.losses import in_batch_accuracy, info_nce, nt_xent, sigmoid, spread, unit
 
 
 def numpy_info_nce(x, y, present, scale):
@@ -24,8 +24,19 @@ def numpy_sigmoid(x, y, present, scale, bias=-10.0):
     return np.log1p(np.exp(-z * (scale * x @ y.T + bias))).sum() / max(len(x), 1)
 
 
+def numpy_nt_xent(x, y, present, scale):
+    z = np.concatenate([x[present], y[present]]).astype(np.float64)
+    n = len(z) // 2
+    if not n:
+        return 0.0
+    logits = scale * z @ z.T
+    np.fill_diagonal(logits, -np.inf)
+    return (np.log(np.exp(logits).sum(1)) - logits[np.arange(2 * n), (np.arange(2 * n) + n) % (2 * n)]).mean()
+
+
 LOSSES = {
     "info_nce": (info_nce, numpy_info_nce, {}),
+    "nt_xent": (nt_xent, numpy_nt_xent, {}),
     "sigmoid": (sigmoid, numpy_sigmoid, {"bias": jnp.float32(-10.0)}),
 }
 MASKS = {
@@ -114,3 +125,22 @@ def test_rows_that_do_not_divide_need_a_present_argument(ctx):
         return
     with pytest.raises(ValueError, match="present"):
         ctx.over_batch(lambda x, *, axis=None: x.sum())(jnp.ones((3, 2)))
+
+
+def test_spread(ctx):
+    z, present = pairs()[0], MASKS["some"]
+    there = z[present].astype(np.float64)
+    covariance = np.cov(there.T, bias=True)
+    values = np.linalg.eigvalsh(covariance)
+    z[~present] = np.nan
+    found = jax.jit(lambda *a: ctx.over_batch(spread)(*a))(z, present)
+    np.testing.assert_allclose(found["std"], np.sqrt(8) * there.std(0).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["rank"], values.sum() ** 2 / (values**2).sum(), rtol=1e-5)
+    collapsed = jax.jit(lambda *a: ctx.over_batch(spread)(*a))(np.ones_like(z) / np.sqrt(np.float32(8)), present)
+    assert collapsed["std"] < 1e-3
+
+
+def test_spread_of_a_line():
+    line = np.linspace(-1, 1, 16)[:, None] * np.eye(8)[2]
+    assert float(spread(jnp.float32(line))["rank"]) == pytest.approx(1, rel=1e-5)
+    assert float(spread(jnp.zeros((4, 8)))["rank"]) == 0

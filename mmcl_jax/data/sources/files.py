@@ -30,7 +30,7 @@ def make(
         root: folder that image paths are relative to; default: the table's.
         image: column of image paths.
         caption: column of captions, a text or (jsonl, parquet) a list of them. Rows with the same image are one
-            record with several captions.
+            record with several captions. "" = images only.
         id: column of names for messages and embeddings; default: the image's path.
 
     Raises:
@@ -56,8 +56,8 @@ class Files:
         self.image, self.caption, self.id = image, caption, id
         self.table = _open(file)
         columns = self.table.column_names
-        for argument, column in (("image", image), ("caption", caption)) + ((("id", id),) if id else ()):
-            if column not in columns:
+        for argument, column in dict(image=image, caption=caption, id=id).items():
+            if (column or argument == "image") and column not in columns:
                 raise ValueError(f"{file} has no column {column!r} ({argument}){did_you_mean(column, columns)}")
         _check_texts(file, self.table, image, caption)
         by_image: dict[str, list[int]] = {}
@@ -86,7 +86,7 @@ class Files:
     def __getitem__(self, i: int) -> dict[str, Any]:
         rows = [self.table.slice(n, 1).to_pylist()[0] for n in self.rows[i]]
         record = {k: v for k, v in rows[0].items() if k not in (self.image, self.caption)}
-        captions = [c for row in rows for c in _as_list(row[self.caption]) if c]  # an empty one is a missing one
+        captions = [c for row in rows for c in _as_list(row.get(self.caption)) if c]  # an empty one is a missing one
         path = rows[0][self.image]
         name = rows[0][self.id] if self.id else path or f"row {self.rows[i][0]}"
         image = str(self.root / path) if path else None
@@ -109,9 +109,11 @@ def _check_texts(file: Path, table: pa.Table, image: str, caption: str) -> None:
         kind = kind.value_type if t.is_dictionary(kind) else kind
         return t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind) or t.is_null(kind)
 
-    kinds = {column: table.schema.field(column).type for column in (image, caption)}
+    kinds = {column: table.schema.field(column).type for column in (image, caption) if column}
     if not is_text(kinds[image]):
         raise ValueError(f"{file}: column {image!r} holds {kinds[image]}, not paths of images.")
+    if not caption:
+        return
     of = kinds[caption]
     lists = (t.is_list, t.is_large_list, t.is_fixed_size_list, t.is_list_view, t.is_large_list_view)
     if not is_text(of.value_type if any(is_a(of) for is_a in lists) else of):

@@ -1,0 +1,78 @@
+"""The contrastive loss of two views of the same examples, in which each view is a negative of all others."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mmcl_jax import parallel
+from mmcl_jax.losses import plan
+from mmcl_jax.losses.softmax import NEVER, product, rows_of, wide
+from mmcl_jax.types import Array
+
+
+def nt_xent(
+    x: Array,
+    y: Array,
+    present: Array | None = None,
+    *,
+    scale: Array | float,
+    axis: parallel.Axis = None,
+    impl: str = "auto",
+    budget_mib: float = plan.BUDGET_MIB,
+    chunk: int = plan.CHUNK,
+) -> Array:
+    """NT-Xent: each view of an example should find the other one among all other views of the batch.
+
+    With z the 2N views x_1, ..., x_N, y_1, ..., y_N of the N present rows of the *global* batch, and p(k) the other
+    view of the example of which k is one,
+
+        L = 1 / (2 N) * sum_k [ logsumexp_{m != k} (scale z_k . z_m) - scale z_k . z_p(k) ].
+
+    Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, arXiv 2002.05709, equation 1.
+    Google's code returns the sum of the two views' means, which is twice as much.
+
+    Args:
+        x: [b, D] unit vectors, this device's rows.
+        y: [b, D] unit vectors.
+        present: [b] bool; rows that are False count neither as queries nor as negatives. None = all count.
+        scale: [] multiplier of the cosine, 1 / temperature.
+        axis: mesh axes of the rows, as `Ctx.over_batch` passes it; None on one device.
+        impl: "auto", or a form of `losses.plan`; value and gradients are the same up to rounding.
+        budget_mib: of temporary memory a device, for "auto".
+        chunk: columns of a tile at most, for "chunked" and "ring".
+
+    Returns:
+        [] float32, the same on all devices; 0 if nothing is present.
+
+    Raises:
+        ValueError: for an unknown impl.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(nt_xent(jnp.eye(2), jnp.eye(2), scale=1.0)), 4)
+        0.5514
+    """
+    x, y, present = rows_of(x, y, present, axis)
+    views = jnp.concatenate([x, y])  # [2b, D]
+    form = plan.choose("nt_xent", views, axis, impl, budget_mib, chunk)
+    own, batch = parallel.rows(len(x), axis), len(x) * parallel.size(axis)
+    scale = parallel.varying(jnp.asarray(scale), axis)
+
+    def visit(lse, part):
+        x, y, there, number = part
+        logits = scale * product(views, jnp.concatenate([x, y]).T)  # [2b, 2c]
+        itself = jnp.concatenate([number, number + batch])[None] == jnp.concatenate([own, own + batch])[:, None]
+        logits = jnp.where(jnp.tile(there, 2)[None] & ~itself, logits, NEVER)
+        return jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1)), ()
+
+    columns = (x, y, present, own)
+    start = jnp.full(len(views), NEVER, wide(x))
+    if form.impl == "shared_tile":
+        lse, _ = visit(start, jax.tree.map(lambda c: parallel.gather(c, axis), columns))
+    else:
+        # The gradient computes each chunk's logits anew instead of keeping them.
+        visit, ring, examples = jax.checkpoint(visit, prevent_cse=False), form.impl == "ring", max(1, chunk // 2)
+        lse, _ = parallel.over_columns(visit, start, columns, parallel.SUM, axis=axis, ring=ring, chunk=examples)
+    positive = scale * jnp.einsum("bd,bd->b", x, y, precision="highest", preferred_element_type=wide(x))  # [b]
+    return 0.5 * parallel.mean(lse[: len(x)] + lse[len(x) :] - 2 * positive, present, axis)
