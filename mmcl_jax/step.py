@@ -21,6 +21,7 @@ from mmcl_jax.method import Method
 from mmcl_jax.types import Array, Batch, Ctx, PyTree, TrainState
 
 RUN_AHEAD = 2  # steps that may be under way on the devices before the loop waits for one
+COLLAPSED = 0.05  # deviation of embeddings, see `losses.spread`, below which they are all but the same
 
 
 def init_state(method: Method, optimizer, batch: Batch, rng: Array) -> TrainState:
@@ -126,7 +127,7 @@ class StepWatcher:
         self.logger, self.every, self.max_bad = logger, every, max_bad
         self.waiting: collections.deque[tuple[int, PyTree, int]] = collections.deque()
         self.bad, self.bad_in_row = logger.before("bad_steps"), 0
-        self.first = start + 1
+        self.first, self.collapsed = start + 1, False
 
     def add(self, now: int, metrics: PyTree, faulty: int) -> None:
         """Takes a step's metrics, still being computed, and looks at those of the step RUN_AHEAD before."""
@@ -154,3 +155,16 @@ class StepWatcher:
         counts |= {"unreadable": faulty} if faulty else {}
         if now % self.every == 0 or now == self.first or write:
             self.logger.train(now, values | counts)
+            self._warn_of_collapse(now, values)
+
+    def _warn_of_collapse(self, now: int, values: dict[str, Any]) -> None:
+        """Says it once when embeddings become all the same, and once more if they do so again."""
+        std, rank = values.get("std", 1.0), values.get("rank", 2.0)
+        collapsed = std < COLLAPSED or rank < 1.5
+        if collapsed and not self.collapsed:
+            log.warn(
+                f"embeddings collapse: at step {now} their deviation is {std:.3g} (1 = all over the sphere), and they "
+                f"use {rank:.3g} directions. Try a lower optim.lr, a longer optim.warmup, a larger batch or queue, or "
+                "another temperature."
+            )
+        self.collapsed = collapsed

@@ -101,3 +101,28 @@ def test_chunks_belong_to_a_run_with_dropout(repository):
     saved["encoders"]["text"]["dropout"] = 0.1
     with pytest.raises(ConfigError, match="chunks: 1 -> 2"):
         configs.check_continuation(saved, saved | {"chunks": 2})
+
+
+@pytest.fixture
+def moco(repository):
+    return lambda *overrides: configs.load(f"{repository}/configs/moco.py", overrides)
+
+
+def test_groups_of_batch_statistics_are_settled_when_the_run_begins(moco):
+    config = moco()
+    configs.resolve(config, 8)
+    assert config.encoders.image.bn_groups == 8
+    begun = config.to_dict()
+    elsewhere = moco()
+    configs.resolve(elsewhere, 4, begun)
+    assert elsewhere.encoders.image.bn_groups == 8, "it goes on as it began"
+    assert configs.check_continuation(begun, elsewhere.to_dict()) == {}
+    given = moco("encoders.image.bn_groups=2")
+    configs.resolve(given, 8)
+    assert given.encoders.image.bn_groups == 2
+
+
+@pytest.mark.parametrize("overrides", [("encoders.image.bn_groups=3",), ("batch=8",)])
+def test_groups_that_the_batch_does_not_fill_are_refused(moco, overrides):
+    with pytest.raises(ConfigError, match="encoders.image.bn_groups=.*groups of two rows or more.*bn_groups=1"):
+        configs.resolve(moco(*overrides), 8)

@@ -192,3 +192,23 @@ def test_optimizers_that_do_not_exist_are_refused(repository, wrong):
     config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", [f"optim.{wrong}"])
     with pytest.raises(ValueError, match=f"optim.{wrong.split('=')[0]}=.*possible: "):
         optim.build(config.optim, config.steps, config.batch, {"w": jnp.ones(2)})
+
+
+class Lines:
+    """Takes the place of a log."""
+
+    def before(self, key):
+        return 0
+
+    def train(self, step, metrics):
+        pass
+
+
+def test_collapse_is_told_once(capsys):
+    watcher = step.StepWatcher(Lines(), 1, 10, 0)
+    for now, (std, rank) in enumerate([(0.9, 20.0), (0.01, 20.0), (0.01, 20.0), (0.9, 20.0), (0.9, 1.1)], 1):
+        metrics = {"loss": 1.0, "bad": False, "std": std, "rank": rank}
+        watcher.add(now, {k: np.asarray(v) for k, v in metrics.items()}, 0)
+        watcher.flush()
+    told = [line for line in capsys.readouterr().out.replace("\n", " ").split("warning") if "collapse" in line]
+    assert len(told) == 2 and "at step 2" in told[0] and "at step 5" in told[1]

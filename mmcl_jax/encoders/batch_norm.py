@@ -39,6 +39,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool, present: Array | None = None) -> Array:
         c = x.shape[-1]
+        if present is not None:  # whatever stands in an absent row, the gradient of a group must not see it
+            x = jnp.where(present.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
         running = [self.variable("batch_stats", "mean", jnp.zeros, c), self.variable("batch_stats", "var", jnp.ones, c)]
         start = nn.initializers.zeros if self.zero else nn.initializers.ones
         scale = self.param("scale", start, (c,))
@@ -59,7 +61,7 @@ def group_statistics(x: Array, present: Array | None, groups: int) -> tuple[Arra
     """Mean and biased variance of each group [G, C], and what goes into the running ones: (mean, unbiased variance).
 
     Args:
-        x: [B, ..., C].
+        x: [B, ..., C], 0 in rows that don't count.
         present: [B] bool, rows that count; None = all.
         groups: G.
 
@@ -76,8 +78,7 @@ def group_statistics(x: Array, present: Array | None, groups: int) -> tuple[Arra
     there = jnp.ones((groups, b // groups, 1, 1), bool) if present is None else present.reshape(groups, -1, 1, 1)
     rows = there.sum((1, 2, 3)) * x.shape[2]  # [G] values per feature
     count = jnp.maximum(rows, 1)[:, None]
-    x = jnp.where(there, x, 0)
-    mean = x.sum((1, 2)) / count  # [G, C]
+    mean = x.sum((1, 2)) / count  # [G, C]; absent rows are 0
     var = jnp.where(there, jnp.square(x - mean[:, None, None]), 0).sum((1, 2)) / count
     weight = (rows > 1) / jnp.maximum((rows > 1).sum(), 1)  # a group without rows has nothing to say
     unbiased = var * count / jnp.maximum(count - 1, 1)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmcl_jax.data import ops, pipeline, sources, tokenizers
+from mmcl_jax.data import record as record_ops
 from mmcl_jax.data.chain import generator, parse_stream
 from mmcl_jax.data.faults import FaultCounter
 from mmcl_jax.named import ConfigError
@@ -276,3 +277,27 @@ def test_crop_stays_inside_and_resizes():
 def test_transparency_shows_the_background():
     clear = np.zeros((2, 2, 4), np.uint8)
     assert (ops.decode(clear) == 255).all() and (ops.decode(clear, background=0) == 0).all()
+
+
+def test_two_draws_different_values():
+    record = {"captions": ["a", "b", "c"]}
+    drawn = [record_ops.two(record, "captions", rng=np.random.default_rng(i)) for i in range(60)]
+    pairs = {(r["captions0"], r["captions1"]) for r in drawn}
+    assert len(pairs) == 6 and all(a != b for a, b in pairs)
+    assert record_ops.two({"captions": []}, "captions", rng=np.random.default_rng(0)) == {"captions": []}
+    assert record_ops.two({}, "captions", rng=np.random.default_rng(0)) == {}
+
+
+def test_collect_gathers_texts_images_and_numbers():
+    record = {"a": {"image": b"1"}, "b": {"image": b"2"}, "group": np.int64(3), "tags": ["x", "x", ""]}
+    found = record_ops.collect(record, "all", "a/image", "b/image", "missing", "group", "tags")
+    assert found["all"] == [b"1", b"2", "group=3", "x"]
+
+
+def test_multi_hot():
+    assert ops.multi_hot([1, 3], 5).tolist() == [0, 1, 0, 1, 0]
+    assert ops.multi_hot(np.array([0]), 2).tolist() == [1, 0]
+    words = ops.multi_hot(["cat", "dog"], 1000)
+    assert words.sum() == 2 and np.array_equal(words, ops.multi_hot(["dog", "cat"], 1000))
+    with pytest.raises(ValueError, match="tag 5 is not within 0..4"):
+        ops.multi_hot([5], 5)

@@ -157,3 +157,31 @@ def test_tfds_without_tensorflow(tmp_path):
     with pytest.raises(FileNotFoundError, match="mmcl data build nothing"):
         sources.make(config | {"name": "nothing"})
     assert "tensorflow" not in sys.modules
+
+
+def test_files_of_images_only(folder):
+    (folder / "images.csv").write_text("image,label\n" + "".join(f"i{k}.png,{k % 3}\n" for k in range(40)))
+    source = sources.make({"source": "files", "path": str(folder / "images.csv"), "split": "all", "caption": ""})
+    assert len(source) == 40 and source[4]["captions"] is None and source[4]["label"] == "1"
+
+
+def joined(**concepts):
+    part = "tests.data.styled"
+    return sources.make(
+        {"source": "joined", "parts": {k: {"source": part, "style": k, "concepts": v} for k, v in concepts.items()}}
+    )
+
+
+def test_joined_sources_tell_one_thing_in_one_record():
+    source = joined(a=("x", "y", "z"), b=("z", "w", "y"))
+    assert len(source) == 4 and [source[i]["id"] for i in range(4)] == ["x", "y", "z", "w"]
+    assert source[1]["a"]["image"] == "a y" and source[1]["b"]["image"] == "b y" and source[1]["image"] == "a y"
+    assert "b" not in source[0] and source[3]["image"] == "b w", "no record is dropped"
+    assert source.class_names("only") == ["a"] and source.attribution == "by a  by b"
+
+
+def test_joined_sources_need_a_key_of_each_records_own():
+    with pytest.raises(ConfigError, match="record 1 of 'a' has id='x'; it must have one of its own"):
+        joined(a=("x", "x"))
+    with pytest.raises(ConfigError, match="parts is empty"):
+        sources.make({"source": "joined", "parts": {}})

@@ -11,7 +11,7 @@ import pytest
 
 from mmcl_jax import parallel
 from mmcl_jax.bench.baselines import local_rows, naive
-from mmcl_jax.losses import in_batch_accuracy, info_nce, plan, sigmoid, unit
+from mmcl_jax.losses import in_batch_accuracy, info_nce, nt_xent, plan, sigmoid, unit
 from mmcl_jax.types import Ctx
 from tests.conftest import make_mesh
 
@@ -25,7 +25,7 @@ MASKS = {
     "none": np.zeros(B, bool),
 }
 FORMS = [*itertools.product(("shared_tile",), (1024,)), *itertools.product(("chunked", "ring"), (4, 12, 1024))]
-LOSSES = {"info_nce": (info_nce, {}), "sigmoid": (sigmoid, {"bias": -3.0})}
+LOSSES = {"info_nce": (info_nce, {}), "nt_xent": (nt_xent, {}), "sigmoid": (sigmoid, {"bias": -3.0})}
 
 
 def pairs(dtype):
@@ -47,8 +47,9 @@ def value_and_gradients(loss, ctx, dtype, shared, **how):
 
 @functools.cache
 def reference(name, dtype):
-    """On one device: the naive scheme, and the plain form of the sigmoid loss, which has tests of its own."""
-    loss, extra = (naive if name == "info_nce" else sigmoid), LOSSES[name][1]
+    """On one device: the naive scheme, and the plain forms of the other losses, which have tests of their own."""
+    loss, extra = LOSSES[name]
+    loss = naive if name == "info_nce" else loss
     return value_and_gradients(loss, Ctx(), dtype, {"scale": SCALE} | extra)
 
 
