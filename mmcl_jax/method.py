@@ -132,6 +132,10 @@ class Method:
         """What happens to the parameters after the optimizer's step: clamps and the like."""
         return params, extra
 
+    def restart(self, params: PyTree, extra: PyTree) -> PyTree:
+        """`extra` for parameters that come from another run (`config.init_from`): copies of them must be made anew."""
+        return extra
+
     def embed(
         self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx, space: str | None = None
     ) -> dict[str, Array]:

@@ -297,7 +297,8 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     predictor = untrained(config, streams, mesh or _mesh_of(config), batch)
     # Only what is needed: the optimizer's moments would take twice the memory of the weights.
     weights = {"opt_state": {"average": predictor.params}} if config.optim.average else {"params": predictor.params}
-    wanted = weights | {"extra": predictor.extra}
+    # Likewise queues and momentum twins: a model at work has batch statistics, and nothing else that is not trained.
+    wanted = weights | {"extra": {k: v for k, v in predictor.extra.items() if k == "batch_stats"}}
     rules = config.mesh.get("rules", ())
     sharding = parallel.state_sharding(wanted, predictor.mesh, rules, predictor.params)
     wanted = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), wanted, sharding)
@@ -352,12 +353,15 @@ def _holds_run(run: files.AnyPath) -> files.AnyPath:
     return run
 
 
-def start_from(config: Any, state: TrainState, optimizer: Any, sharding: PyTree) -> TrainState:
-    """A fresh state whose parameters start, as far as they fit, from those of another run: `config.init_from`.
+def start_from(config: Any, state: TrainState, method: methods.Method, optimizer: Any, sharding: PyTree) -> TrainState:
+    """A fresh state whose weights start, as far as they fit, from those of another run: `config.init_from`.
+
+    Weights are parameters and the batch statistics that belong to them.
 
     Args:
         config: `run`, the other's workdir, and `rules`, see `checkpoint.rename_and_fit`.
         state: freshly initialised.
+        method: what is trained.
         optimizer: whose state starts anew from the new parameters.
         sharding: of the state.
 
@@ -366,21 +370,30 @@ def start_from(config: Any, state: TrainState, optimizer: Any, sharding: PyTree)
         ConfigError: if nothing fits.
     """
     other = load(config.run, mesh=jax.tree.leaves(sharding)[0].mesh)
-    theirs = dict(zip(jax.tree.leaves(optim.paths(other.params)), jax.tree.leaves(other.params), strict=True))
-    names = optim.paths(state.params)
-    ours = dict(zip(jax.tree.leaves(names), jax.tree.leaves(state.params), strict=True))
+
+    def by_path(params, extra):
+        weights = [*jax.tree_util.tree_leaves_with_path(params)]
+        weights += jax.tree_util.tree_leaves_with_path(extra.get("batch_stats", {}))
+        return {parallel.path_name(path): value for path, value in weights}
+
+    theirs, ours = by_path(other.params, other.extra), by_path(state.params, state.extra)
 
     def resize(path, value, shape):
         is_table = path.endswith("image/positions") and value.shape[1:] == shape[1:]
         return resize_positions(value, shape[0]) if is_table else None
 
     fitted, taken = rename_and_fit(ours, theirs, config.rules, resize)
-    log.say(f"init_from {config.run}: {len(taken)} of {len(ours)} parameters taken over")
+    log.say(f"init_from {config.run}: {len(taken)} of {len(ours)} weights taken over")
     fresh = collections.Counter("/".join(path.split("/")[:3]) for path in ours.keys() - set(taken))
     if fresh:
         told = ", ".join(f"{k} ({n})" for k, n in sorted(fresh.items()))
         log.warn(f"not taken from {config.run}, but from scratch: {told}")
-    params = jax.tree.map(lambda name, old: jnp.asarray(fitted[name], old.dtype), names, state.params)
-    params = jax.jit(lambda p: p, out_shardings=sharding.params)(params)
+
+    def fit(tree):
+        return jax.tree.map(lambda name, old: jnp.asarray(fitted[name], old.dtype), optim.paths(tree), tree)
+
+    params = jax.jit(lambda p: p, out_shardings=sharding.params)(fit(state.params))
+    stats = {k: fit(v) for k, v in state.extra.items() if k == "batch_stats"}
+    extra = jax.jit(method.restart, out_shardings=sharding.extra)(params, state.extra | stats)
     opt_state = jax.jit(optimizer.init, out_shardings=sharding.opt_state)(params)
-    return state.replace(params=params, opt_state=opt_state)
+    return state.replace(params=params, opt_state=opt_state, extra=extra)

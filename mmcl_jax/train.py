@@ -94,7 +94,7 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     else:
         start, state = 0, jax.jit(parts.init, out_shardings=sharding)(jax.random.key(config.seed))
         if config.init_from.run:
-            state = predict.start_from(config.init_from, state, parts.optimizer, sharding)
+            state = predict.start_from(config.init_from, state, predictor.method, parts.optimizer, sharding)
     if on:
         files.write_whole(workdir / "environment.json", json.dumps(machine.describe(), indent=1) + "\n")
         parts.eval_streams.write_spec(workdir / "eval_streams.json")

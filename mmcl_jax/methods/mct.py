@@ -128,6 +128,10 @@ class Mct(Method):
         queue = empty_queue(self.queue, {name: width for name, width in widths.items() if width})
         return params, extra | {"key": twin(params, extra), "queue": queue}
 
+    def restart(self, params, extra):
+        """The twin starts from the same parameters."""
+        return extra | {"key": twin(params, extra)}
+
     def loss(self, params, extra, batch, ctx):
         """The weighted sum of the terms."""
         key, queue = follow(extra["key"], params, self.momentum), extra["queue"]

@@ -73,6 +73,10 @@ class MoCo(Method):
         noise = noise_queue(self.queue, {"image": self.readouts["image"].dim}, jax.random.fold_in(rng, 1000))
         return params, extra | {"key": twin(params, extra), "queue": noise}
 
+    def restart(self, params, extra):
+        """The twin starts from the same parameters."""
+        return extra | {"key": twin(params, extra)}
+
     def loss(self, params, extra, batch, ctx):
         """Queries against their keys and the queue as it was before them."""
         key, queue = follow(extra["key"], params, self.momentum), extra["queue"]

@@ -10,6 +10,7 @@ from PIL import Image
 import mmcl_jax
 from mmcl_jax import config as configs
 from mmcl_jax import evals, predict, train
+from mmcl_jax.build import build
 from mmcl_jax.data import pipeline, sources
 from mmcl_jax.named import ConfigError
 from tests.conftest import make_mesh
@@ -154,3 +155,25 @@ def test_a_run_starts_from_another(run, tmp_path):
     for a, b in zip(jax.tree.leaves(new.params["image"]), jax.tree.leaves(old.params["image"]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert any((a != b).any() for a, b in zip(*(jax.tree.leaves(p.params["text"]) for p in (new, old)), strict=True))
+
+
+def test_a_run_that_starts_from_another_takes_statistics_and_its_twin_from_there(tmp_path, repository):
+    config = configs.load(f"{repository}/configs/moco.py:tiny", ["steps=3", "batch=16", "optim.warmup=1"])
+    config.evals = {}
+    train.train(config, tmp_path / "first", jax.devices()[:1])
+    first = predict.load(tmp_path / "first", mesh=make_mesh("1"))
+    mesh = make_mesh("1")
+    config.init_from.run = str(tmp_path / "first")
+    parts = build(config, tmp_path / "second", mesh)
+    fresh = jax.jit(parts.init)(jax.random.key(7))
+    state = predict.start_from(config.init_from, fresh, first.method, parts.optimizer, parts.sharding)
+    for mine in (state.params, state.extra["key"]["params"]):
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(first.params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert jax.tree.leaves(first.extra), "there are batch statistics"
+    assert set(first.extra) == {"batch_stats"}, "queue and twin are not loaded for evaluation"
+    for mine in (state.extra["batch_stats"], state.extra["key"]["batch_stats"]):
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(first.extra["batch_stats"]), strict=True):
+            np.testing.assert_array_equal(a, b)
+    state.extra["key"]["params"]["image"]["stem"]["kernel"].delete()  # buffers of its own: they can be donated
+    assert not state.params["image"]["stem"]["kernel"].is_deleted()
