@@ -40,7 +40,7 @@ def shuffled(stream: Stream, ctx: Ctx) -> tuple[Stream, Array]:
     arXiv 1911.05722, section 3.3). One permutation of the global batch, the same on all devices.
     """
     order = jax.random.permutation(ctx.key("shuffle"), stream.rows)
-    return jax.tree.map(lambda x: x[order], stream), jnp.argsort(order)
+    return jax.tree.map(lambda x: jnp.asarray(x)[order], stream), jnp.argsort(order)
 
 
 @struct.dataclass

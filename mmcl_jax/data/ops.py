@@ -71,7 +71,11 @@ def crop(
     *,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Random resized crop to a square (Szegedy et al. 2015): share of the area uniform, aspect log-uniform."""
+    """Random resized crop to a square (Szegedy et al. 2015): share of the area uniform, aspect log-uniform.
+
+    At the edges of the box, Pillow's antialiasing looks at pixels beyond it; torchvision, as the device op of this
+    name, cuts the box out first. Some levels at the border differ.
+    """
     h, w = image.shape[:2]
     for _ in range(10):  # as torchvision: ten tries, then the middle
         area = h * w * rng.uniform(*scale)
