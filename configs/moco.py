@@ -7,7 +7,8 @@ Recipe: SGD with learning rate 0.03 x batch / 256, momentum 0.9, decay 1e-4 of a
 that falls once an epoch, batch 256, 200 epochs of ImageNet's 1,281,167 images. Batch statistics are those of each
 device (`bn_groups=0`: as many groups as there are devices when the run begins) and keys are shuffled, as published;
 `--config.encoders.image.bn_groups=1` takes statistics of the whole batch instead, where shuffling means nothing. The
-table needs a column `image` and, for the evaluations, `label`. The numbers of the papers were not reproduced here.
+official crops are bilinear, ours bicubic. The table needs a column `image` and, for the evaluations, `label`. The
+numbers of the papers were not reproduced here.
 """
 
 from . import common, views
@@ -23,7 +24,7 @@ def get_config(arg: str = "R50"):
     c.batch, c.steps = 256, epochs * epoch
     c.method = dict(name="moco", embed_dim=128, queue=65_536)
     c.encoders.image = dict(name="resnet", size=size, bn_groups=0)
-    views.images(c, 224)
+    views.images(c, 224, dict(lr=30.0, batch=256, epochs=100, schedule="steps"))
     for name in ("image/v0", "image/v1"):
         c.data.streams[name] = views.view(224, "(.2, 1)", ".4, .4, .4, .1")
     c.optim.update(name="sgd", lr=0.03, scaling="linear", warmup=0, hold=epoch, decay=1e-4, no_decay="", clip=0.0)

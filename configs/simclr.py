@@ -28,7 +28,7 @@ def get_config(arg: str = "R50"):
     c.dtype = "bfloat16"
     c.method = dict(name="simclr", embed_dim=128, temperature=temperature)
     c.encoders.image = dict(name="resnet", size=size, stem=stem, zero_init=True)
-    views.images(c, pixels, statistics="")
+    views.images(c, pixels, dict(lr=0.1, batch=4096, epochs=90), statistics="")
     jitter = f"{0.8 * s:.2g}, {0.8 * s:.2g}, {0.8 * s:.2g}, {0.2 * s:.2g}"
     for name in ("image/v0", "image/v1"):
         c.data.streams[name] = views.view(pixels, "(.08, 1)", jitter, blur=pixels > 64, pad="zero", statistics="")

@@ -5,8 +5,9 @@
 
 Recipe: AdamW b1 .9, b2 .98, eps 1e-8, decay .1, learning rate 3e-3, warm-up of one epoch from 1e-6, cosine to 1e-5,
 batch 4096, 25 epochs of YFCC15M's 15 million pairs; the image of the CLIP term is only cropped, its two views are
-SimCLR's. Towers: ViT with GELU and 12 heads also for S, CLIP's text tower. Sized for 64 accelerators. The
-numbers of the paper were not reproduced here.
+SimCLR's. Deviations: crops are bicubic here and bilinear there, weights of the image tower start as CLIP's. Towers:
+ViT with GELU and 12 heads also for S, CLIP's text tower. Sized for 64 accelerators. The numbers of the paper were not
+reproduced here.
 """
 
 from . import common, views

@@ -26,15 +26,22 @@ def _normalize(statistics: str) -> list[str]:
     return [f"normalize('{statistics}')"] if statistics else []
 
 
-def images(c: ConfigDict, pixels: int, statistics: str = "imagenet") -> None:
-    """Data of one's own: a table of images with labels, on which a kNN classifier is evaluated."""
+def images(c: ConfigDict, pixels: int, probe: dict, statistics: str = "imagenet") -> None:
+    """Data of one's own: a table of images with labels, on which kNN and a linear probe are evaluated at the end.
+
+    Args:
+        c: the config.
+        pixels: side of the evaluation's crop.
+        probe: the paper's numbers for the linear probe, by SGD.
+        statistics: of `normalize`; "" = none.
+    """
     c.data.train = dict(source="files", path="", split="train", root="", image="image", caption="")
     middle = f"decode|resize_short({round(pixels / 0.875)})|center_crop({pixels})"
     c.data.eval_streams = dict(image=f"{middle} || {'|'.join(_normalize(statistics))}")
     c.data.update(threads=16, workers=8)
-    c.log.every, c.checkpoint.every, c.eval_every = 100, 2000, 10_000
+    c.log.every, c.checkpoint.every, c.eval_every = 100, 2000, 0
     own = dict(data=dict(split="validation"), fit=dict(split="train"), label="label")
-    c.evals = dict(knn=dict(name="knn", k=200, **own), linear=dict(name="linear", **own))
+    c.evals = dict(knn=dict(name="knn", k=200, **own), linear=dict(name="linear", protocol="sgd", **probe, **own))
 
 
 def tiny(c: ConfigDict) -> ConfigDict:
@@ -50,9 +57,12 @@ def tiny(c: ConfigDict) -> ConfigDict:
             common.tiny_tower(c.encoders.image)
         for name in ("image/v0", "image/v1"):
             c.data.streams[name] = views
-        for key, value in dict(embed_dim=32, hidden=32, queue=100, ssl_dim=32, ssl_hidden=32, ssl_layers=2).items():
+        sizes = dict(embed_dim=32, hidden=32, queue=100, ssl_dim=32, ssl_hidden=32, ssl_layers=2)
+        for key, value in sizes.items():
             if key in c.method:  # 100 is no multiple of the batch
                 c.method[key] = value
+        if "queue" in c.method:
+            c.method.momentum = 0.9  # the twin has 120 steps to follow
         bank = dict(source="synthetic", size=1024)
         knn = dict(name="knn", data=common.HELD_OUT, fit=bank, label="label", k=5)
         c.evals = dict(val=knn) if not captions else {**c.evals, "knn": knn}

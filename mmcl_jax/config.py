@@ -225,7 +225,7 @@ def check_continuation(saved: Mapping[str, Any], config: Mapping[str, Any]) -> d
     return changed
 
 
-def resolve(config: ConfigDict, devices: int, saved: Mapping[str, Any] | None = None) -> None:
+def resolve(config: ConfigDict, devices: int, saved: Mapping[str, Any] | None = None) -> dict[str, int]:
     """Settles, in place, what a config leaves to the machine on which the run begins.
 
     Args:
@@ -233,23 +233,27 @@ def resolve(config: ConfigDict, devices: int, saved: Mapping[str, Any] | None = 
         devices: number of devices that the batch is spread over.
         saved: the config of a run that goes on, whose number stays.
 
+    Returns:
+        Key -> number, of all that there are.
+
     Raises:
         ConfigError: if the batch can't be parted into so many groups.
     """
-    before = dict(flat(saved or {}))
-    for key, groups in list(flat(config)):
-        if not key.endswith(".bn_groups"):
-            continue
+    before, settled = dict(flat(saved or {})), {}
+    for key, groups in [(k, v) for k, v in flat(config) if k.endswith(".bn_groups")]:
+        if not isinstance(groups, int):
+            raise ConfigError(f"{key}={groups!r} must be a whole number; 0 = the number of devices.")
         node = config
         for part in key.split(".")[:-1]:
             node = node[part]
-        node.bn_groups = groups = groups or before.get(key) or devices
+        node.bn_groups = settled[key] = groups = groups or before.get(key) or devices
         if groups < 1 or config.batch % groups or config.batch // groups < 2:
             raise ConfigError(
                 f"{key}={groups}: batch={config.batch} can't be parted into so many equal groups of two rows or more, "
                 f"over which batch statistics are taken. Set --config.{key}=1 for those of the whole batch, or another "
                 "batch."
             )
+    return settled
 
 
 def _is_range(steps: Sequence[int]) -> bool:

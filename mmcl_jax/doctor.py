@@ -180,7 +180,7 @@ def nbytes(shapes: PyTree, sharding: PyTree | None) -> int:
 
 
 class StandIn:
-    """A source of one record that has what the streams ask for: a text where they tokenize, else a grey image.
+    """A source of one record that has what the streams ask for: a text for texts and tags, else a grey image.
 
     Args:
         config: of a run.
@@ -192,9 +192,8 @@ class StandIn:
         for part in (config.data.streams, config.data.eval_streams):
             for name, text in part.items():
                 field = pipeline.parse_stream(name, text).field
-                self._put(
-                    field.split("/"), "a stand-in" if "tokenize" in text else np.full((640, 480, 3), 128, np.uint8)
-                )
+                is_text = "tokenize" in text or "multi_hot" in text
+                self._put(field.split("/"), "a stand-in" if is_text else np.full((640, 480, 3), 128, np.uint8))
                 self.texts += [field] if "tokenize" in text and field not in self.texts else []
 
     def _put(self, path: list[str], value: Any) -> None:

@@ -132,6 +132,10 @@ class Method:
         """What happens to the parameters after the optimizer's step: clamps and the like."""
         return params, extra
 
+    def to_embed(self, extra: PyTree) -> PyTree:
+        """The part of `extra` that `embed` and `score` read: batch statistics. A run is opened with nothing more."""
+        return {name: value for name, value in extra.items() if name == "batch_stats"}
+
     def restart(self, params: PyTree, extra: PyTree) -> PyTree:
         """`extra` for parameters that come from another run (`config.init_from`): copies of them must be made anew."""
         return extra

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mmcl_jax import parallel
 from mmcl_jax.losses import unit
 from mmcl_jax.types import Array, Ctx, PyTree, Stream
 
@@ -37,10 +38,12 @@ def shuffled(stream: Stream, ctx: Ctx) -> tuple[Stream, Array]:
     """The stream with its rows in another order, and the order that undoes it: `out[back]`.
 
     Batch statistics of groups of rows would otherwise tell a query's group which keys are its own (He et al.,
-    arXiv 1911.05722, section 3.3). One permutation of the global batch, the same on all devices.
+    arXiv 1911.05722, section 3.3). One permutation of the global batch, the same on all devices; after it, rows are
+    spread over the devices again.
     """
     order = jax.random.permutation(ctx.key("shuffle"), stream.rows)
-    return jax.tree.map(lambda x: jnp.asarray(x)[order], stream), jnp.argsort(order)
+    other = jax.tree.map(lambda x: jnp.asarray(x)[order], stream)
+    return parallel.spread(other, ctx.mesh), jnp.argsort(order)
 
 
 @struct.dataclass

@@ -79,7 +79,12 @@ def find(
 def call(package: str, name: str, arguments: Mapping[str, Any], where: str, *args: Any, function: str = "make") -> Any:
     """Calls what `find` finds with `args` first; what it refuses (ValueError) becomes a ConfigError."""
     target = find(package, name, arguments, where, len(args), function)
-    return checked(where, lambda: target(*args, **arguments))
+    try:
+        return checked(where, lambda: target(*args, **arguments))
+    except TypeError as e:
+        if function != "make":
+            raise
+        raise ConfigError(f"{where}: {e}. Its arguments are {dict(arguments)}.") from e
 
 
 def checked(where: str, function: Any, *args: Any) -> Any:

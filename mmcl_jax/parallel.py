@@ -117,6 +117,16 @@ def state_sharding(state: PyTree, mesh: Mesh, rules: Sequence[str] = (), params:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
+def spread(rows: PyTree, mesh: Mesh | None) -> PyTree:
+    """Keeps arrays [B, ...] inside jit spread over the devices by rows, where the compiler might leave them whole.
+
+    What does not divide stays as the compiler has it.
+    """
+    if mesh is None:
+        return rows
+    return jax.tree.map(lambda x: x if len(x) % mesh.size else lax.with_sharding_constraint(x, by_rows(mesh)), rows)
+
+
 def with_whole_weights(encode: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh | None) -> Callable:
     """Lets devices that share weights compute each with all of them, on its own rows.
 
@@ -133,13 +143,10 @@ def with_whole_weights(encode: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
     if mesh is None or mesh.shape["fsdp"] == 1:
         return encode
 
-    def spread(x):
-        return jax.tree.map(lambda x: lax.with_sharding_constraint(x, by_rows(mesh)), x)
-
     def gather_first(weights, rows):
         weights = jax.tree.map(lambda w: lax.with_sharding_constraint(w, replicated(mesh)), weights)
-        out, other = encode(weights, spread(rows))
-        return spread(out), other
+        out, other = encode(weights, spread(rows, mesh))
+        return spread(out, mesh), other
 
     # Neither the gathered weights may be kept, nor what is a mere copy of them in another shape or dtype.
     copies = ("sharding_constraint", "convert_element_type", "reshape", "transpose")
@@ -182,7 +189,7 @@ def in_chunks(encode: Callable[[PyTree, PyTree, Array], PyTree], n: int, mesh: M
 
         return jax.shard_map(per_device, mesh=mesh, in_specs=(P(), P(BATCH_AXES)), out_specs=P(BATCH_AXES))
 
-    def spread(weights, rows):
+    def spread_chunks(weights, rows):
         # A chunk is some of each device's rows, so that none has to move.
         def split(x):
             x = x.reshape(mesh.size, n, -1, *x.shape[1:]).swapaxes(0, 1)  # [n, devices, b / n, ...]
@@ -199,7 +206,7 @@ def in_chunks(encode: Callable[[PyTree, PyTree, Array], PyTree], n: int, mesh: M
         out = lax.map(jax.checkpoint(one, prevent_cse=False), (jax.tree.map(split, rows), jnp.arange(n)))
         return jax.tree.map(join, out)
 
-    return spread
+    return spread_chunks
 
 
 def put_rows(batch: PyTree, mesh: Mesh, whole: bool = False) -> PyTree:

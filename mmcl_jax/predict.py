@@ -297,8 +297,8 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     predictor = untrained(config, streams, mesh or _mesh_of(config), batch)
     # Only what is needed: the optimizer's moments would take twice the memory of the weights.
     weights = {"opt_state": {"average": predictor.params}} if config.optim.average else {"params": predictor.params}
-    # Likewise queues and momentum twins: a model at work has batch statistics, and nothing else that is not trained.
-    wanted = weights | {"extra": {k: v for k, v in predictor.extra.items() if k == "batch_stats"}}
+    # Likewise queues and momentum twins.
+    wanted = weights | {"extra": predictor.method.to_embed(predictor.extra)}
     rules = config.mesh.get("rules", ())
     sharding = parallel.state_sharding(wanted, predictor.mesh, rules, predictor.params)
     wanted = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), wanted, sharding)

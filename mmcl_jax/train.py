@@ -67,7 +67,7 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     begun = processes.from_first(lambda: has_saved(workdir))
     saved = workdir / "config.json"
     before = json.loads(saved.read_text()) if begun else None
-    configs.resolve(config, mesh.size, before)
+    settled = configs.resolve(config, mesh.size, before)
     changed = configs.check_continuation(before, config.to_dict()) if begun else {}
 
     # ---- Data, model, optimizer, step ----------------------------------------------------------------------------
@@ -77,6 +77,8 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     # ---- Say what this is --------------------------------------------------------------------------------------------
     if on:
         describe(config, workdir, mesh, streams, parts.sources, parts.shapes.params)
+        for key, groups in settled.items():
+            log.say(f"{key}={groups}: batch statistics are those of {config.batch // groups} rows each")
         for key, (old, new) in changed.items():
             if old is not None:  # a key that is new since then
                 log.say(f"changed since this run began: {key}: {old!r} -> {new!r}")
@@ -111,7 +113,8 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     exit_code = 0
 
     def evaluate_now(now, done=()):
-        predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
+        predictor.params = optim.to_evaluate(state.params, state.opt_state)
+        predictor.extra = predictor.method.to_embed(state.extra)
         evaluate(predictor, config, logger, now, done)
         mirror.push()
 
@@ -176,7 +179,8 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     if not exit_code:
         if start >= config.steps:
             log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
-        predictor.params, predictor.extra = optim.to_evaluate(state.params, state.opt_state), state.extra
+        predictor.params = optim.to_evaluate(state.params, state.opt_state)
+        predictor.extra = predictor.method.to_embed(state.extra)
         counts = {"bad_steps": steps.bad, "unreadable": faults.faulty}
         counts |= logger.clock.row() | {"goodput": round(logger.clock.goodput(), 4)}
         log.say(f"time: {logger.clock}")

@@ -45,41 +45,51 @@ def first_batch(config, tmp_path):
     return methods.build(config), {k: host[k] for k in ("streams", "position")}, device
 
 
+def started(method, batch):
+    """Parameters, and `extra` as after a first step: queues hold something."""
+    ctx = Ctx(make_mesh("1"), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(2))
+    params, extra = method.init(jax.random.key(0), batch)
+    return params, jax.jit(lambda p, e: method.loss(p, e, batch, ctx)[1][0])(params, extra) if extra else extra
+
+
 def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
     config = tiny(path, "batch=24", shallow=True)  # 24 rows: 3 on each of 8 devices
     method, host, device = first_batch(config, tmp_path)
-    params, extra = method.init(jax.random.key(0), device(host))
+    params, extra = started(method, device(host))
 
     def value_and_grad(mesh):
         ctx = Ctx(mesh, parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
-        placed = jax.device_put(params, parallel.state_sharding(params, mesh))
+        placed, beside = (jax.device_put(x, parallel.state_sharding(x, mesh, (), params)) for x in (params, extra))
 
-        def loss(params, host):
-            return method.loss(params, extra, device(host), ctx)[0]
+        def loss(params, extra, host):
+            loss, (extra, _) = method.loss(params, extra, device(host), ctx)
+            return loss, extra
 
-        return jax.jit(jax.value_and_grad(loss))(placed, parallel.put_rows(host, mesh))
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(placed, beside, parallel.put_rows(host, mesh))
 
-    loss, grads = value_and_grad(make_mesh("1"))
-    assert np.isfinite(loss)
+    (loss, kept), grads = value_and_grad(make_mesh("1"))
+    peak = max(float(np.abs(g).max()) for g in jax.tree.leaves(grads))
+    assert np.isfinite(loss) and loss > 0 and peak > 0
     for name in ("8", "4x2"):
-        other_loss, other = value_and_grad(make_mesh(name))
+        (other_loss, other_kept), other = value_and_grad(make_mesh(name))
         np.testing.assert_allclose(other_loss, loss, rtol=1e-4)
         # Against the largest gradient: that of the keys' biases is zero but for rounding.
-        peak = max(float(np.abs(g).max()) for g in jax.tree.leaves(grads))
         for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(grads), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * peak)
+        for a, b in zip(jax.tree.leaves(other_kept), jax.tree.leaves(kept), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # queue, twin and batch statistics
 
 
 def test_empty_examples_give_finite_gradients(path, tmp_path):
     """All images are black and all captions empty: the vectors are the same, no token is real."""
     config = tiny(path, "batch=8", shallow=True)
     method, host, device = first_batch(config, tmp_path)
-    params, extra = method.init(jax.random.key(0), device(host))
+    params, extra = started(method, device(host))
     for stream in host["streams"].values():
         stream |= {k: np.zeros_like(v) for k, v in stream.items()} | {"present": np.ones(8, bool)}
     ctx = Ctx(make_mesh("1"), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
     loss, grads = jax.jit(jax.value_and_grad(lambda p: method.loss(p, extra, device(host), ctx)[0]))(params)
-    assert np.isfinite(loss) and loss >= 0  # an empty queue asks for nothing
+    assert np.isfinite(loss) and loss > 0
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -91,7 +101,8 @@ def test_it_learns_compiles_once_and_evaluates(path, tmp_path, monkeypatch):
     rows = log.read_metrics(tmp_path / "metrics.jsonl")
     losses = [r["loss"] for r in rows if "loss" in r]
     assert len(losses) >= 10 and np.isfinite(losses).all()
-    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    # Against the largest: queues start empty, or full of noise, which is easy to tell apart.
+    assert np.mean(losses[-3:]) < 0.7 * max(losses)
     assert len(calls) == 1, "the step was traced more than once"
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary["evals"]
@@ -162,9 +173,12 @@ def test_full_size_configs_are_valid_without_their_data(path):
         method = methods.build(config)
         batch = {}
         for name, ops in config.data.streams.items():
-            size = int(re.search(r"(?:resize|crop|tokenize)\((\d+)", ops).group(1))
-            text = Stream(np.zeros((1, size), np.int32), np.ones((1, size), bool))
-            batch[name] = text if "tokenize" in ops else Stream(np.zeros((1, size, size, 3), np.float32))
+            kind, size = re.search(r"(resize|crop|tokenize|multi_hot)\((\d+)", ops).groups()
+            row = (1, int(size))
+            batch[name] = {
+                "tokenize": Stream(np.zeros(row, np.int32), np.ones(row, bool)),
+                "multi_hot": Stream(np.zeros(row, np.uint8)),
+            }.get(kind, Stream(np.zeros((*row, row[1], 3), np.float32)))
         params, _ = jax.eval_shape(method.init, jax.random.key(0), batch)
         assert optim.count(params) > 3e5, variant
     optim.build(config.optim, config.steps, config.batch, params)

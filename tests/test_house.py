@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "encoders": {"types", "parallel"},
     "augment": {"types"},
     "method": {"types", "parallel", "losses", "encoders"},
-    "momentum": {"types", "losses"},
+    "momentum": {"types", "parallel", "losses"},
     "methods": {"types", "parallel", "losses", "encoders", "augment", "method", "momentum"},
     "data": set(),
     "optim": {"types", "parallel"},

@@ -171,14 +171,6 @@ def tokenize(text: str | bytes, length: int, sot: bool = True, *, tokenizer) -> 
     return {"data": ids, "mask": mask}
 
 
-def _resample(image: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
-    return np.asarray(_picture(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
-
-
-def _picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(image))  # flip gives a view that runs backwards
-
-
 def multi_hot(values: str | int | Sequence[str | int], size: int) -> np.ndarray:
     """Tags -> uint8 [size], 1 for each that is there; numbers are places, words are hashed to one.
 
@@ -188,9 +180,17 @@ def multi_hot(values: str | int | Sequence[str | int], size: int) -> np.ndarray:
         ValueError: for a number that is not a place.
     """
     hot = np.zeros(size, np.uint8)
-    for value in [values] if isinstance(values, str | int) else values:
+    for value in [values] if isinstance(values, str | int | np.integer) else values:
         place = zlib.crc32(value.encode()) % size if isinstance(value, str) else int(value)
         if not 0 <= place < size:
             raise ValueError(f"tag {value} is not within 0..{size - 1}; raise multi_hot's size")
         hot[place] = 1
     return hot
+
+
+def _resample(image: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    return np.asarray(_picture(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image))  # flip gives a view that runs backwards

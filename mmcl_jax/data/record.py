@@ -21,10 +21,10 @@ def collect(record: dict[str, Any], to: str, *fields: str) -> dict[str, Any]:
     values: list[str | bytes] = []
     for field in fields:
         value = look_up(record, field)
-        if isinstance(value, int | np.integer):
+        if isinstance(value, int | np.integer | np.bool_):
             value = f"{field}={value}"
         values += [value] if isinstance(value, str | bytes) else list(value if value is not None else [])
-    return record | {to: list(dict.fromkeys(v for v in values if v))}
+    return record | {to: list(dict.fromkeys(v for v in values if v not in (None, "", b"")))}
 
 
 def two(record: dict[str, Any], field: str, *, rng: np.random.Generator) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def two(record: dict[str, Any], field: str, *, rng: np.random.Generator) -> dict
     values = look_up(record, field)
     if not values:
         return record
+    values = [values] if isinstance(values, str | bytes) else values
     first, second = rng.choice(len(values), 2, replace=False) if len(values) > 1 else (0, 0)
     return record | {f"{field}0": values[first], f"{field}1": values[second]}
 

@@ -46,9 +46,9 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", start, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,)) if self.shift else 0.0
         if train and not self.is_initializing():
-            mean, var, new = group_statistics(x, present, self.groups)
+            mean, var, (share, *new) = group_statistics(x, present, self.groups)
             for old, value in zip(running, new, strict=True):
-                old.value = self.momentum * old.value + (1 - self.momentum) * value
+                old.value = jnp.where(share, self.momentum * old.value + (1 - self.momentum) * value, old.value)
         else:
             mean, var = (v.value[None] for v in running)
         factor = scale * lax.rsqrt(var + self.eps)  # [G, C]
@@ -57,8 +57,10 @@ class BatchNorm(nn.Module):
         return out.reshape(x.shape).astype(self.dtype)
 
 
-def group_statistics(x: Array, present: Array | None, groups: int) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Mean and biased variance of each group [G, C], and what goes into the running ones: (mean, unbiased variance).
+def group_statistics(x: Array, present: Array | None, groups: int) -> tuple[Array, Array, tuple[Array, Array, Array]]:
+    """Mean and biased variance of each group [G, C], and what goes into the running ones.
+
+    That is (whether there is anything, mean, unbiased variance), the last two means over groups.
 
     Args:
         x: [B, ..., C], 0 in rows that don't count.
@@ -82,4 +84,5 @@ def group_statistics(x: Array, present: Array | None, groups: int) -> tuple[Arra
     var = jnp.where(there, jnp.square(x - mean[:, None, None]), 0).sum((1, 2)) / count
     weight = (rows > 1) / jnp.maximum((rows > 1).sum(), 1)  # a group without rows has nothing to say
     unbiased = var * count / jnp.maximum(count - 1, 1)
-    return mean, var, (weight @ lax.stop_gradient(mean), weight @ lax.stop_gradient(unbiased))
+    mean_, unbiased = lax.stop_gradient((mean, unbiased))
+    return mean, var, ((rows > 1).any(), weight @ mean_, weight @ unbiased)

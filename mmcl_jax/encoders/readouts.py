@@ -59,6 +59,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, encoded: Encoded, *, train: bool = False, present: Array | None = None) -> Array:
+        if self.norm not in ("none", "batch", "all"):
+            raise ValueError(f"norm={self.norm!r}; possible: none, batch, all.")
         x = encoded.pooled.astype("float32")
         hidden = self.hidden or x.shape[-1]
         for i in range(1, self.layers + 1):

@@ -113,7 +113,6 @@ class Mct(Method):
     inter_loss: str
     weights: Mapping[str, float]
 
-    streams = ("image/v0", "image/v1", "text/v0", "text/v1", "tags")
     spaces = {"joint": ("image", "text"), "image": ("image",), "text": ("text",)}
 
     def init(self, rng, batch):
@@ -132,50 +131,79 @@ class Mct(Method):
         """The twin starts from the same parameters."""
         return extra | {"key": twin(params, extra)}
 
+    @property
+    def streams(self):
+        """Those that the terms look at."""
+        w = self.weights
+        needs = {
+            "image/v0": w["ii"] or w["tag"] or w["ic"],
+            "image/v1": w["ii"] or w["tag"] or w["ci"],
+            "text/v0": w["cc"] or w["ci"],
+            "text/v1": w["cc"] or w["ic"],
+            "tags": w["tag"],
+        }
+        return tuple(name for name, needed in needs.items() if needed)
+
     def loss(self, params, extra, batch, ctx):
         """The weighted sum of the terms."""
         key, queue = follow(extra["key"], params, self.momentum), extra["queue"]
-        queries = {"image/q": batch["image/v0"], "text/q": batch["text/v0"]}
-        q, extra = self._vectors(params, extra, queries, ctx)
-        other, back = shuffled(batch["image/v1"], ctx)
-        k, key = self._vectors(key["params"], key, {"image/k": other, "text/k": batch["text/v1"]}, ctx)
+        streams = {name: batch[name] for name in self.streams}
+        has = {name: stream.is_present() for name, stream in streams.items()}
+        q, extra = self._vectors(params, extra, {n: s for n, s in streams.items() if n.endswith("/v0")}, ctx)
+        others, back = {n: s for n, s in streams.items() if n.endswith("/v1")}, slice(None)
+        if "image/v1" in others and "image" in key["batch_stats"]:  # without statistics the order means nothing
+            others["image/v1"], back = shuffled(others["image/v1"], ctx)
+        k, key = self._vectors(key["params"], key, others, ctx)
         k = jax.lax.stop_gradient({n: x[back] if n.startswith("image") else x for n, x in k.items()})
-
-        has = {name: stream.is_present() for name, stream in batch.items()}
-        tags = jnp.where(has["tags"][:, None], batch["tags"].data, 0).astype(jnp.float32)
-        images, texts = has["image/v0"] & has["image/v1"], has["text/v0"] & has["text/v1"]
+        if "tags" in streams:
+            k["tags"] = jnp.where(has["tags"][:, None], streams["tags"].data, 0).astype(jnp.float32)
         over, scale = ctx.over_batch, 1 / self.temperature
+
+        def both(a, b):
+            return has[a] & has[b]
 
         def against(name):
             return dict(queue=queue.rows[name], valid=queue.valid[name])
 
-        def inter(query, name, present):
-            if self.inter_loss == "infonce":
-                return over(queue_nce)(q[query], k[name], present, scale=scale, **against(name))
-            return over(queue_margin)(q[query], k[name], present, margin=self.margin, **against(name))
+        def intra(name):
+            present = both(f"{name}/v0", f"{name}/v1")
+            return over(queue_nce)(q[name], k[name], present, scale=scale, **against(name))
 
         def tagged():
-            by = dict(queue_tags=queue.rows["tags"], threshold=self.tag_threshold)
-            return over(queue_tag_nce)(q["image"], k["image"], tags, images, scale=scale, **against("image"), **by)
+            present, by = both("image/v0", "image/v1"), dict(threshold=self.tag_threshold, scale=scale)
+            queues = against("image") | {"queue_tags": queue.rows["tags"]}
+            return over(queue_tag_nce)(q["image"], k["image"], k["tags"], present, **queues, **by)
+
+        def inter(a, b):
+            rows = q[f"{a}_joint"], k[f"{b}_joint"], both(f"{a}/v0", f"{b}/v1")
+            if self.inter_loss == "infonce":
+                return over(queue_nce)(*rows, scale=scale, **against(f"{b}_joint"))
+            return over(queue_margin)(*rows, margin=self.margin, **against(f"{b}_joint"))
 
         terms = {
-            "ii": lambda: over(queue_nce)(q["image"], k["image"], images, scale=scale, **against("image")),
+            "ii": lambda: intra("image"),
             "tag": tagged,
-            "cc": lambda: over(queue_nce)(q["text"], k["text"], texts, scale=scale, **against("text")),
-            "ic": lambda: inter("image_joint", "text_joint", has["image/v0"] & has["text/v1"]),
-            "ci": lambda: inter("text_joint", "image_joint", has["text/v0"] & has["image/v1"]),
+            "cc": lambda: intra("text"),
+            "ic": lambda: inter("image", "text"),
+            "ci": lambda: inter("text", "image"),
         }
         values = {name: terms[name]() for name, weight in self.weights.items() if weight}
         loss = sum(self.weights[name] * value for name, value in values.items())
-        present = {n: has["image/v1"] if n.startswith("image") else has["text/v1"] for n in k} | {
-            "tags": has["image/v1"]
-        }
-        extra = extra | {"key": key, "queue": push(queue, k | {"tags": tags}, present)}
-        space = "image" if "image" in queue.rows else "image_joint"
-        metrics = {}
-        if space in queue.rows:
-            metrics["acc"] = over(queue_accuracy)(q[space], k[space], images, **against(space))
-        return loss, (extra, values | metrics | over(spread)(q[space], has["image/v0"]))
+        present = {n: has["image/v1" if n.startswith(("image", "tags")) else "text/v1"] for n in k}
+        extra = extra | {"key": key, "queue": push(queue, k, present)}
+        return loss, (extra, values | self._watch(q, k, has, queue, ctx))
+
+    def _watch(self, q, k, has, queue, ctx):
+        """Accuracy and spread of the queries in a space that a term trains: a modality's own, or the joint one."""
+        spaces = ("image", "text", "image_joint", "text_joint")
+        name = next(n for n in spaces if n in q and (n in queue.rows or n.endswith("joint")))
+        modality = name.split("_")[0]
+        metrics = ctx.over_batch(spread)(q[name], has[f"{modality}/v0"])
+        if not name.endswith("joint"):
+            present = has[f"{modality}/v0"] & has[f"{modality}/v1"]
+            against = dict(queue=queue.rows[name], valid=queue.valid[name])
+            metrics["acc"] = ctx.over_batch(queue_accuracy)(q[name], k[name], present, **against)
+        return metrics
 
     def embed(self, params, extra, batch, ctx, space=None):
         """As for all methods; "image" and "text" are the spaces of one modality alone."""

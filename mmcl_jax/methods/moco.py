@@ -81,7 +81,9 @@ class MoCo(Method):
         """Queries against their keys and the queue as it was before them."""
         key, queue = follow(extra["key"], params, self.momentum), extra["queue"]
         q, extra = self.project(params, extra, {"image/q": batch["image/v0"]}, ctx)
-        other, back = shuffled(batch["image/v1"], ctx)
+        other, back = batch["image/v1"], slice(None)
+        if "image" in key["batch_stats"]:  # without statistics the order means nothing
+            other, back = shuffled(other, ctx)
         k, key = self.project(key["params"], key, {"image/k": other}, ctx)
         q, k = q["image/q"], jax.lax.stop_gradient(k["image/k"][back])
         present, has_key = batch["image/v0"].is_present(), batch["image/v1"].is_present()

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from mmcl_jax.encoders.readouts import Mlp
 from mmcl_jax.losses import nt_xent, spread
 from mmcl_jax.method import Method
+from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Stream, fold_candidates
 
 
@@ -64,6 +65,9 @@ class SimCLR(Method):
     def loss(self, params, extra, batch, ctx):
         """NT-Xent of the two views."""
         one, two = batch["image/v0"], batch["image/v1"]
+        if one.data.shape != two.data.shape:
+            shapes = f"image/v0 {one.data.shape[1:]}, image/v1 {two.data.shape[1:]}"
+            raise ConfigError(f"data.streams: SimCLR's two views must have one size, they have {shapes}.")
         pair = Stream(jnp.stack([one.data, two.data], 1), present=jnp.stack([one.is_present(), two.is_present()], 1))
         folded, unfold = fold_candidates(pair)  # views of an image side by side: no row has to change its device
         z, extra = self.project(params, extra, {"image": folded}, ctx)

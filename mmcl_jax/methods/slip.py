@@ -74,6 +74,8 @@ class Slip(clip.Clip):
         """CLIP's loss of the pairs, and NT-Xent of the two views."""
         pairs = {name: batch[name] for name in ("image", "text")}
         clip_loss, (extra, metrics) = super().loss(params, extra, pairs, ctx)
+        if not self.ssl_scale:
+            return clip_loss, (extra, metrics)
         z = []
         for name in ("image/v0", "image/v1"):
             encoded, extra = self.encode(params, extra, {name: batch[name]}, ctx)

@@ -286,6 +286,8 @@ def test_two_draws_different_values():
     assert len(pairs) == 6 and all(a != b for a, b in pairs)
     assert record_ops.two({"captions": []}, "captions", rng=np.random.default_rng(0)) == {"captions": []}
     assert record_ops.two({}, "captions", rng=np.random.default_rng(0)) == {}
+    alone = record_ops.two({"captions": "a cat"}, "captions", rng=np.random.default_rng(0))
+    assert alone["captions0"] == alone["captions1"] == "a cat"
 
 
 def test_collect_gathers_texts_images_and_numbers():

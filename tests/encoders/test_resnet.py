@@ -60,6 +60,14 @@ def test_batch_norm_gives_running_statistics_in_evaluation():
     np.testing.assert_allclose(out, (x - np.arange(5)) / np.sqrt(4 + 1e-5), rtol=1e-5, atol=1e-6)
 
 
+def test_a_batch_of_nothing_leaves_running_statistics_alone():
+    x, module = np.ones((4, 3), np.float32), BatchNorm()
+    variables = module.init(jax.random.key(0), x, train=False)
+    variables |= {"batch_stats": {"mean": jnp.full(3, 5.0), "var": jnp.full(3, 2.0)}}
+    _, new = module.apply(variables, x, train=True, present=np.zeros(4, bool), mutable=["batch_stats"])
+    assert (new["batch_stats"]["mean"] == 5).all() and (new["batch_stats"]["var"] == 2).all()
+
+
 def test_gradients_of_batch_norm_pass_absent_rows():
     x = RNG.normal(size=(8, 3)).astype(np.float32)
     present = np.array([True] * 5 + [False] * 3)

@@ -86,6 +86,8 @@ def test_steps(world, mesh, monkeypatch):
     assert steps > 1 and told
     for s in range(steps):
         inputs = [jnp.asarray(g[f"step{s}_{k}"]) for k in ("in_xq", "in_xk", "idx_shuffle")]
+        if devices is not None and len(inputs[0]) % devices.size == 0:
+            inputs[:2] = parallel.put_rows([np.asarray(x) for x in inputs[:2]], devices)
         (loss, (extra, _)), grads = step(params, extra, *inputs)
         late = 1 + 4 * s / max(steps - 1, 1)  # errors of float32 grow from step to step
         at = f"step{s}"

@@ -79,6 +79,22 @@ def test_values_and_gradients(ctx, which, slots):
     np.testing.assert_allclose(along, slopes, rtol=1e-4, atol=1e-6)
 
 
+def test_order_of_rows_does_not_matter_and_bfloat16_has_float32_logits():
+    q, k, queue, tags, queue_tags = data()
+    order = np.random.default_rng(2).permutation(B)
+    shared = dict(queue=queue, scale=SCALE)
+    for loss, more in ((queue_nce, {}), (queue_tag_nce, dict(queue_tags=queue_tags, threshold=THRESHOLD))):
+        rows = (q, k, tags) if more else (q, k)
+        straight = loss(*rows, PRESENT["some"], **shared, **more)
+        mixed = loss(*(r[order] for r in rows), PRESENT["some"][order], **shared, **more)
+        np.testing.assert_allclose(mixed, straight, rtol=1e-6)
+    coarse = [np.asarray(x, jnp.bfloat16) for x in (q, k, queue)]
+    value = queue_nce(*coarse[:2], queue=coarse[2], scale=50.0)
+    exact = queue_nce(*(x.astype(np.float32) for x in coarse[:2]), queue=coarse[2].astype(np.float32), scale=50.0)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, exact, rtol=1e-5)
+
+
 def test_accuracy(ctx):
     e = np.eye(B, D, dtype=np.float32)[np.arange(B) % D]
     near = np.array(unit(e + 0.1))

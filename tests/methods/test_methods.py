@@ -1,6 +1,7 @@
 """What each method promises beside its loss: what is left out, what moves, what is kept; on tiny random towers."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -8,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmcl_jax import parallel
 from mmcl_jax.encoders.batch_norm import BatchNorm
 from mmcl_jax.losses import nt_xent, unit
 from mmcl_jax.methods import mct, moco, simclr, slip
+from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Ctx, Encoded, Stream
+from tests.conftest import make_mesh
 
 B, F, T = 8, 6, 5
 CTX = Ctx(train=True, step=0, rng=jax.random.key(0))
@@ -137,12 +141,17 @@ TERMS = {"w_image": {"image", "image_intra"}, "w_tag": {"image", "image_intra"},
          "w_image_text": {"image", "image_readout"}, "w_text_image": {"text", "text_readout"}}  # fmt: skip
 
 
-@pytest.mark.parametrize("inter_loss", ["margin", "infonce"])
-@pytest.mark.parametrize("term", TERMS)
+IMAGES, TEXTS = {"image/v0", "image/v1"}, {"text/v0", "text/v1"}
+NEEDS = {"w_image": IMAGES, "w_tag": IMAGES | {"tags"}, "w_text": TEXTS, "w_image_text": {"image/v0", "text/v1"},
+         "w_text_image": {"text/v0", "image/v1"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("term, inter_loss", [*((t, "margin") for t in TERMS), ("w_image_text", "infonce")])
 def test_each_term_of_mct_trains_its_queries_alone(term, inter_loss):
     weights = dict.fromkeys(TERMS, 0.0) | {term: 1.0}
     method = mct.make(towers(), embed_dim=4, intra_dim=3, queue=12, tag_threshold=1, inter_loss=inter_loss, **weights)
-    b = {k: v for k, v in batch().items() if k in method.streams}
+    assert set(method.streams) == NEEDS[term], "what the term does not look at need not be there"
+    b = {k: v for k, v in batch().items() if k not in ("image", "text")}
     assert moves(method, b, full(start(method, b)[1])) == TERMS[term]
 
 
@@ -190,3 +199,41 @@ def test_spaces_of_mct():
 def test_what_cannot_work_is_refused(make, wrong, told):
     with pytest.raises(ValueError, match=told):
         make(towers(), **wrong)
+
+
+@pytest.mark.parametrize("make", [simclr.make, slip.make, moco.make, mct.make])
+def test_chunks_change_nothing_where_encoders_have_no_statistics(make):
+    """Statistics of a head are those of the whole batch, also where the encoder sees it in parts."""
+    method = make(towers(), embed_dim=4)
+    b = batch()
+    params, extra = start(method, b)
+    extra = full(extra) if "queue" in extra else extra
+
+    def run(chunks):
+        ctx = dataclasses.replace(CTX, chunks=chunks)
+        return jax.jit(jax.value_and_grad(lambda p: method.loss(p, extra, b, ctx), has_aux=True))(params)
+
+    for one, two in zip(jax.tree.leaves(run(1)), jax.tree.leaves(run(2)), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_keys_are_encoded_where_their_rows_are():
+    """After the shuffle each device encodes its share of the keys, not all of them."""
+    method = moco.make({"image": Tower(4)}, embed_dim=4, queue=20)
+    b = {k: batch()[k] for k in ("image/v0", "image/v1")}
+    params, extra = start(method, b)
+    mesh = make_mesh("4x2")
+    ctx = dataclasses.replace(CTX, mesh=mesh, batch_axes=parallel.BATCH_AXES)
+    placed = jax.device_put(b, parallel.by_rows(mesh))
+    text = jax.jit(lambda p, b: method.loss(p, extra, b, ctx)).lower(params, placed).compile().as_text()
+    products = [line for line in text.splitlines() if re.search(r" dot\(", line) and f",{F}]" in line.split("dot(")[0]]
+    shapes = {re.search(r"f32\[(\d+),", line)[1] for line in products}
+    assert shapes == {"1"}, f"a device encodes {shapes} of {B} rows, and there are 8 devices"
+
+
+def test_views_of_two_sizes_are_refused():
+    method = simclr.make({"image": Tower()}, embed_dim=4)
+    b = {"image/v0": stream(0), "image/v1": Stream(jnp.ones((B, F + 1)))}
+    params, extra = start(method, {"image": stream(0)})
+    with pytest.raises(ConfigError, match=r"two views must have one size, they have image/v0 \(6,\), image/v1 \(7,\)"):
+        method.loss(params, extra, b, CTX)
