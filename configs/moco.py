@@ -7,8 +7,9 @@ Recipe: SGD with learning rate 0.03 x batch / 256, momentum 0.9, decay 1e-4 of a
 that falls once an epoch, batch 256, 200 epochs of ImageNet's 1,281,167 images. Batch statistics are those of each
 device (`bn_groups=0`: as many groups as there are devices when the run begins) and keys are shuffled, as published;
 `--config.encoders.image.bn_groups=1` takes statistics of the whole batch instead, where shuffling means nothing. The
-official crops are bilinear, ours bicubic. The table needs a column `image` and, for the evaluations, `label`. The
-numbers of the papers were not reproduced here.
+official crops are bilinear, ours bicubic. The table needs a column `image` and, for the evaluations, `label`. Another
+batch wants other steps and `optim.hold`, the learning rate follows by itself. The numbers of the papers were not
+reproduced here.
 """
 
 from . import common, views

@@ -3,7 +3,8 @@
 mmcl data build emoji_styles/all && mmcl train --config configs/moco_emoji.py
 mmcl train --config configs/moco_emoji.py:tiny                   # synthetic data, a minute, no data set needed
 
-The tower has no batch statistics, so that there is nothing to shuffle.
+The tower has no batch statistics, so that there is nothing to shuffle. A queue of 2,048 holds about 1.4 drawings of
+each concept, which count as negatives.
 """
 
 from . import common, emoji, views

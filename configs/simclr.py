@@ -8,7 +8,8 @@ Recipe: LARS with learning rate 0.3 x batch / 256, warm-up of 10 epochs, cosine,
 1,281,167 images, temperature 0.1, batch statistics of the global batch. Decay is 1e-6 as in the paper; the official
 code's README has 1e-4. CIFAR: temperature 0.5, colours half as strong, no blur, batch 512, 1000 epochs of 50,000
 images, learning rate 1.0 (the paper's, on a ResNet-50). Images are not normalised. The table needs a column `image`
-and, for the evaluations, `label`. The numbers of the paper were not reproduced here.
+and, for the evaluations, `label`. Another batch wants other steps and warm-up, the learning rate follows by itself.
+The numbers of the paper were not reproduced here.
 """
 
 from . import common, views

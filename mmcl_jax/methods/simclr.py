@@ -73,4 +73,5 @@ class SimCLR(Method):
         z, extra = self.project(params, extra, {"image": folded}, ctx)
         z, present = unfold(z["image"]), one.is_present() & two.is_present()
         loss = ctx.over_batch(nt_xent)(z[:, 0], z[:, 1], present, scale=1 / self.temperature)
+        # The head's last norm spreads each feature by itself: a collapse shows in the rank.
         return loss, (extra, ctx.over_batch(spread)(z[:, 0], present))
