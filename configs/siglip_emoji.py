@@ -9,7 +9,7 @@ from . import common, emoji
 
 
 def get_config(arg: str = ""):
-    """Variants: "" (OpenMoji from pip), "styles" (five styles, and three never trained on), "tiny" (synthetic)."""
+    """Variants: "" (OpenMoji from pip), "styles" (five, and three never trained on), "probes" (short), "tiny"."""
     c = common.base()
     # About minus the log of the number of negatives, as the paper's -10 is for its batch of 32 k.
     c.method = dict(name="siglip", embed_dim=128, scale_init=10.0, bias_init=-5.0)
