@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
         np.testing.assert_allclose(other_loss, loss, rtol=1e-4)
         # Against the largest gradient: that of the keys' biases is zero but for rounding.
         for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(grads), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * peak)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-6 * peak)
         for a, b in zip(jax.tree.leaves(other_kept), jax.tree.leaves(kept), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # queue, twin and batch statistics
 

@@ -38,7 +38,8 @@ def nt_xent(
         present: [b] bool; rows that are False count neither as queries nor as negatives. None = all count.
         scale: [] multiplier of the cosine, 1 / temperature.
         axis: mesh axes of the rows, as `Ctx.over_batch` passes it; None on one device.
-        impl: "auto", or a form of `losses.plan`; value and gradients are the same up to rounding.
+        impl: "auto", or a form of `losses.plan`; value and gradients are the same up to rounding. The ring keeps the
+            columns that pass by for its gradient, and so saves tiles of logits only.
         budget_mib: of temporary memory a device, for "auto".
         chunk: columns of a tile at most, for "chunked" and "ring".
 
@@ -59,20 +60,27 @@ def nt_xent(
     own, batch = parallel.rows(len(x), axis), len(x) * parallel.size(axis)
     scale = parallel.varying(jnp.asarray(scale), axis)
 
-    def visit(lse, part):
+    query = jnp.concatenate([own, own + batch])[:, None]  # numbers of the views
+
+    def visit(found, part):
+        lse, positive = found
         x, y, there, number = part
         logits = scale * product(views, jnp.concatenate([x, y]).T)  # [2b, 2c]
-        itself = jnp.concatenate([number, number + batch])[None] == jnp.concatenate([own, own + batch])[:, None]
-        logits = jnp.where(jnp.tile(there, 2)[None] & ~itself, logits, NEVER)
-        return jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1)), ()
+        there, first, second = jnp.tile(there, 2)[None], number, number + batch
+        itself = jnp.concatenate([first, second])[None] == query
+        other = jnp.concatenate([second, first])[None] == query
+        # From the same product as the rest: where there is nothing else, the loss is exactly 0.
+        positive = positive + jnp.where(other & there, logits, 0).sum(1)
+        logits = jnp.where(there & ~itself, logits, NEVER)
+        return (jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=1)), positive), ()
 
     columns = (x, y, present, own)
-    start = jnp.full(len(views), NEVER, wide(x))
+    start = jnp.full(len(views), NEVER, wide(x)), jnp.zeros(len(views), wide(x))
     if form.impl == "shared_tile":
-        lse, _ = visit(start, jax.tree.map(lambda c: parallel.gather(c, axis), columns))
+        found, _ = visit(start, jax.tree.map(lambda c: parallel.gather(c, axis), columns))
     else:
         # The gradient computes each chunk's logits anew instead of keeping them.
         visit, ring, examples = jax.checkpoint(visit, prevent_cse=False), form.impl == "ring", max(1, chunk // 2)
-        lse, _ = parallel.over_columns(visit, start, columns, parallel.SUM, axis=axis, ring=ring, chunk=examples)
-    positive = scale * jnp.einsum("bd,bd->b", x, y, precision="highest", preferred_element_type=wide(x))  # [b]
-    return 0.5 * parallel.mean(lse[: len(x)] + lse[len(x) :] - 2 * positive, present, axis)
+        found, _ = parallel.over_columns(visit, start, columns, parallel.SUM, axis=axis, ring=ring, chunk=examples)
+    loss = found[0] - found[1]  # [2b]
+    return 0.5 * parallel.mean(loss[: len(x)] + loss[len(x) :], present, axis)
