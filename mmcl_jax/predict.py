@@ -298,7 +298,8 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     # Only what is needed: the optimizer's moments would take twice the memory of the weights.
     weights = {"opt_state": {"average": predictor.params}} if config.optim.average else {"params": predictor.params}
     # Likewise queues and momentum twins.
-    wanted = weights | {"extra": predictor.method.to_embed(predictor.extra)}
+    kept = predictor.method.to_embed(predictor.extra)
+    wanted = weights | ({"extra": kept} if kept else {})
     rules = config.mesh.get("rules", ())
     sharding = parallel.state_sharding(wanted, predictor.mesh, rules, predictor.params)
     wanted = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), wanted, sharding)
@@ -307,7 +308,7 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
         raise FileNotFoundError(f"{run} has no checkpoint yet.")
     predictor.step, found = restored
     predictor.params = found["opt_state"]["average"] if config.optim.average else found["params"]
-    predictor.extra = found["extra"]
+    predictor.extra = found.get("extra", {})
     return predictor
 
 
