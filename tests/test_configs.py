@@ -53,7 +53,7 @@ def started(method, batch):
 
 
 def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
-    config = tiny(path, "batch=24", shallow=True)  # 24 rows: 3 on each of 8 devices
+    config = tiny(path, "batch=24")  # 24 rows: 3 on each of 8 devices
     method, host, device = first_batch(config, tmp_path)
     params, extra = started(method, device(host))
 
@@ -75,7 +75,7 @@ def test_loss_and_gradients_are_those_of_one_device(path, tmp_path):
         np.testing.assert_allclose(other_loss, loss, rtol=1e-4)
         # Against the largest gradient: that of the keys' biases is zero but for rounding.
         for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(grads), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-6 * peak)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * peak)
         for a, b in zip(jax.tree.leaves(other_kept), jax.tree.leaves(kept), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # queue, twin and batch statistics
 
@@ -97,20 +97,24 @@ def test_it_learns_compiles_once_and_evaluates(path, tmp_path, monkeypatch):
     calls = []
     original = step.make_train_step
     monkeypatch.setattr(step, "make_train_step", lambda *a: _counted(original(*a), calls))
-    assert train.train(tiny(path, "checkpoint.every=1000"), tmp_path, ONE) == 0
+    config = tiny(path, "checkpoint.every=1000")
+    assert train.train(config, tmp_path, ONE) == 0
     rows = log.read_metrics(tmp_path / "metrics.jsonl")
     losses = [r["loss"] for r in rows if "loss" in r]
     assert len(losses) >= 10 and np.isfinite(losses).all()
-    # Against the largest: queues start empty, or full of noise, which is easy to tell apart.
-    assert np.mean(losses[-3:]) < 0.7 * max(losses)
+    if "queue" in config.method:  # it starts empty, or full of noise, which is easy to tell apart
+        assert np.mean(losses[-3:]) < 0.7 * max(losses)
+    else:
+        assert np.mean(losses[-3:]) < 0.6 * losses[0]
     assert len(calls) == 1, "the step was traced more than once"
     summary = json.loads((tmp_path / "summary.json").read_text())
     found = summary["evals"]
-    if "val/i2t/R@5" in found:
+    if "text" in config.encoders:
         assert found["val/i2t/R@5"] > 10 * 5 / 256, "ten times chance"
-    if "knn/top1" in found or "val/top1" in found:
-        assert found.get("knn/top1", found.get("val/top1")) > 10 / 256, "ten times chance"
-    pictures = ("retrieval.png", "tokenizer.json") if "val/i2t/R@5" in found else ("neighbours.png",)
+        pictures = ("retrieval.png", "tokenizer.json")
+    else:
+        assert found["val/top1"] > 10 / 256, "ten times chance"
+        pictures = ("neighbours.png",)
     for name in ("curves.png", "config.json", *pictures):
         assert (tmp_path / name).stat().st_size > 0
 
