@@ -19,13 +19,15 @@ class Method:
     """Base of all methods: encoders, readouts and the functions that most of them share.
 
     Of the functions, `loss` must be written; the others have a default that suits dual encoders.
-    Parameters live under the encoder's name, its readout's under "<name>_readout", a head's under its own name.
+    Parameters live under the encoder's name, its readout's under "<name>_readout", a head's under its own name; those
+    that readouts have in common, as their attribute `shared` says, under the name that they have there.
     Batch statistics of any of them live in `extra["batch_stats"]`, under the same name.
 
     Attributes:
         encoders: one per modality; stream "image/v1" is encoded by encoders["image"].
         readouts: one per modality that has a place in a shared space.
-        heads: further readouts for losses of the method's own, "<modality>_<what for>".
+        heads: further readouts for losses of the method's own: "<modality>_<what for>" reads what the encoder gave,
+            "<modality>_readout_<what for>" (as `Encoded.pooled`) what the modality's readout made of that.
         streams: the streams that `loss` requires; checked against the config before anything compiles.
         spaces: the embedding spaces and the modalities that live in each.
     """
@@ -43,7 +45,11 @@ class Method:
 
         def add(name, module, key, x):
             out, variables = module.init_with_output(key, x)
-            params[name] = variables.get("params", {})
+            own = variables.get("params", {})
+            shared = getattr(module, "shared", ())
+            for key in shared:
+                params.setdefault(key, own[key])
+            params[name] = {k: v for k, v in own.items() if k not in shared}
             if "batch_stats" in variables:
                 stats[name] = variables["batch_stats"]
             return out
@@ -52,9 +58,10 @@ class Method:
             key_encoder, key_readout = jax.random.split(jax.random.fold_in(rng, i))
             encoded = add(name, encoder, key_encoder, batch[self._sample_of(name, batch)])
             if name in self.readouts:
-                add(f"{name}_readout", self.readouts[name], key_readout, encoded)
+                read = Encoded(pooled=add(f"{name}_readout", self.readouts[name], key_readout, encoded))
             for j, head in enumerate(sorted(h for h in self.heads if h.split("_")[0] == name), 1):
-                add(head, self.heads[head], jax.random.fold_in(key_readout, j), encoded)
+                source = read if head.startswith(f"{name}_readout_") else encoded
+                add(head, self.heads[head], jax.random.fold_in(key_readout, j), source)
         return params, {"batch_stats": stats} if stats else {}
 
     def encode(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Encoded], PyTree]:
@@ -78,7 +85,14 @@ class Method:
     def read(
         self, name: str, params: PyTree, extra: PyTree, encoded: Encoded, ctx: Ctx, present: Array | None = None
     ) -> tuple[Array, PyTree]:
-        """Unit vectors [B, D] that a readout or a head makes of what its modality's encoder gave.
+        """Unit vectors that a readout or a head makes of what its modality's encoder gave, [B, D]; see `apply`."""
+        out, extra = self.apply(name, params, extra, encoded, ctx, present)
+        return unit(out), extra
+
+    def apply(
+        self, name: str, params: PyTree, extra: PyTree, encoded: Encoded, ctx: Ctx, present: Array | None = None
+    ) -> tuple[PyTree, PyTree]:
+        """What a readout or a head makes of what its modality's encoder gave, as it is.
 
         Args:
             name: "<modality>_readout" or the head's.
@@ -89,16 +103,17 @@ class Method:
             present: [B] bool, the stream's.
 
         Returns:
-            The vectors, and `extra` with the batch statistics brought up to date.
+            That, and `extra` with the batch statistics brought up to date.
         """
         module = self.heads[name] if name in self.heads else self.readouts[name.removesuffix("_readout")]
-        variables = {"params": params[name]}
+        variables = {"params": params[name] | {k: params[k] for k in getattr(module, "shared", ())}}
         stats = extra.get("batch_stats", {})
         if name not in stats:
-            return unit(module.apply(variables, encoded)), extra
+            return module.apply(variables, encoded), extra
         variables |= {"batch_stats": stats[name]}
-        out, new = module.apply(variables, encoded, train=ctx.train, present=present, mutable=["batch_stats"])
-        return unit(out), extra | {"batch_stats": stats | {name: new["batch_stats"]}}
+        state = dict(train=ctx.train, present=present, step=ctx.step)
+        out, new = module.apply(variables, encoded, **state, mutable=["batch_stats"])
+        return out, extra | {"batch_stats": stats | {name: new["batch_stats"]}}
 
     def _read(self, params, extra, encoded, streams, ctx):
         vectors = {}

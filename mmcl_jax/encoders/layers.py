@@ -143,6 +143,11 @@ def flat_dot_general(a: Array, b: Array, dimension_numbers, precision=None, pref
     return out.reshape(*a.shape[: a.ndim - n], *b.shape[n:])
 
 
+def torch_uniform(key: Array, shape: tuple[int, ...], dtype, fan_in: int) -> Array:
+    """PyTorch's default start of dense layers, weights and biases: uniform up to 1 / sqrt(fan_in) on both sides."""
+    return jax.random.uniform(key, shape, dtype, -1, 1) / fan_in**0.5
+
+
 def kernel_inits(shape: Shape) -> dict[str, Callable]:
     """Initialisers of a block's four kinds of kernels, and of the MLP's biases."""
     if shape.init == "xavier":

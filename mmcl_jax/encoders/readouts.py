@@ -1,16 +1,21 @@
 """Readouts: how an `Encoded` becomes a point of a shared space, before it is normalised.
 
-A readout is called as `readout(encoded, train=..., present=...)`, the last two for those that take batch statistics.
+A readout is called as `readout(encoded)`; one with batch statistics as `readout(encoded, train=, present=, step=)`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
-import jax
 
 from mmcl_jax.encoders.batch_norm import BatchNorm
+from mmcl_jax.encoders.fdt import Fdt
+from mmcl_jax.encoders.layers import torch_uniform
+from mmcl_jax.named import did_you_mean
 from mmcl_jax.types import Array, Encoded
 
 
@@ -26,17 +31,31 @@ class Linear(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, encoded: Encoded, *, train: bool = False, present: Array | None = None) -> Array:
-        if not self.dim:
-            return encoded.pooled
-        init = nn.initializers.normal(encoded.pooled.shape[-1] ** -0.5)
-        dense = nn.Dense(self.dim, use_bias=self.bias, kernel_init=init, name="projection")
-        return dense(encoded.pooled)
+    def __call__(self, encoded: Encoded) -> Array:
+        return _project(encoded.pooled, self.dim, self.bias) if self.dim else encoded.pooled
 
 
-def torch_uniform(key: Array, shape: tuple[int, ...], dtype, fan_in: int) -> Array:
-    """PyTorch's default start of dense layers, weights and biases: uniform up to 1 / sqrt(fan_in) on both sides."""
-    return jax.random.uniform(key, shape, dtype, -1, 1) / fan_in**0.5
+class Tokens(nn.Module):
+    """Projects each token, [B, N, D] -> [B, N, dim], for methods that compare tokens.
+
+    Attributes:
+        dim: size of the shared space.
+        bias: whether there is one.
+    """
+
+    dim: int
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, encoded: Encoded) -> Array:
+        if encoded.tokens is None:
+            raise ValueError("readout 'tokens' needs an encoder that gives tokens, as vit and text do.")
+        return _project(encoded.tokens, self.dim, self.bias)
+
+
+def _project(x: Array, dim: int, bias: bool) -> Array:
+    init = nn.initializers.normal(x.shape[-1] ** -0.5)
+    return nn.Dense(dim, use_bias=bias, kernel_init=init, name="projection")(x)
 
 
 class Mlp(nn.Module):
@@ -46,8 +65,9 @@ class Mlp(nn.Module):
         dim: of the result.
         hidden: of the layers before; 0 = D.
         layers: how many, the last included.
-        norm: "none", "batch" (batch normalisation after each layer but the last; SLIP) or "all" (also after the last,
-            there without a shift, and no layer has a bias; weights start from N(0, 0.01^2); SimCLR).
+        norm: "none", "batch" (batch normalisation after each layer but the last; SLIP), "all" (also after the last;
+            DeCLIP) or "simclr" (the same, but there without a shift, and no layer has a bias; weights start from
+            N(0, 0.01^2)).
         bn_groups: groups of rows over which batch statistics are taken, see `BatchNorm`.
     """
 
@@ -58,20 +78,47 @@ class Mlp(nn.Module):
     bn_groups: int = 1
 
     @nn.compact
-    def __call__(self, encoded: Encoded, *, train: bool = False, present: Array | None = None) -> Array:
-        if self.norm not in ("none", "batch", "all"):
-            raise ValueError(f"norm={self.norm!r}; possible: none, batch, all.")
+    def __call__(
+        self, encoded: Encoded, *, train: bool = False, present: Array | None = None, step: Array | int = 0
+    ) -> Array:
+        if self.norm not in ("none", "batch", "all", "simclr"):
+            raise ValueError(f"norm={self.norm!r}; possible: none, batch, all, simclr.")
         x = encoded.pooled.astype("float32")
         hidden = self.hidden or x.shape[-1]
         for i in range(1, self.layers + 1):
             last = i == self.layers
-            if self.norm == "all":
+            if self.norm == "simclr":
                 dense = functools.partial(nn.Dense, use_bias=False, kernel_init=nn.initializers.normal(0.01))
             else:
                 start = functools.partial(torch_uniform, fan_in=x.shape[-1])
                 dense = functools.partial(nn.Dense, kernel_init=start, bias_init=start)
             x = dense(self.dim if last else hidden, name=f"dense{i}")(x)
-            if self.norm == "all" or self.norm == "batch" and not last:
-                x = BatchNorm(self.bn_groups, shift=not last, name=f"norm{i}")(x, train=train, present=present)
+            if self.norm in ("all", "simclr") or self.norm == "batch" and not last:
+                shift = self.norm != "simclr" or not last
+                x = BatchNorm(self.bn_groups, shift=shift, name=f"norm{i}")(x, train=train, present=present)
             x = x if last else nn.relu(x)
         return x
+
+
+READOUTS = {"linear": Linear, "mlp": Mlp, "tokens": Tokens, "fdt": Fdt}
+
+
+def make_readout(given: str | Mapping[str, Any], dim: int) -> nn.Module:
+    """The readout that `config.method.readout` names.
+
+    Args:
+        given: a name of `READOUTS`, or a dict of it, `name`, and other attributes of the readout.
+        dim: size of the shared space.
+
+    Raises:
+        ValueError: if there is no such readout, or it has no such attribute.
+    """
+    arguments = {"name": given} if isinstance(given, str) else dict(given)
+    name = arguments.pop("name", "linear")
+    if name not in READOUTS:
+        raise ValueError(f"method.readout={name!r} does not exist{did_you_mean(name, READOUTS)}")
+    known = [f.name for f in dataclasses.fields(READOUTS[name]) if f.name not in ("dim", "parent", "name")]
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"method.readout: {name!r} has no {key!r}{did_you_mean(key, known, 'method.readout.')}")
+    return READOUTS[name](dim, **arguments)

@@ -49,7 +49,7 @@ def make(
     """
     if temperature <= 0:
         raise ValueError(f"method.temperature={temperature} must be positive.")
-    readouts = {"image": Mlp(embed_dim, hidden, layers, "all", bn_groups)}
+    readouts = {"image": Mlp(embed_dim, hidden, layers, "simclr", bn_groups)}
     return SimCLR(encoders=encoders, readouts=readouts, temperature=temperature)
 
 
