@@ -10,6 +10,7 @@ from flax import struct
 
 from mmcl_jax import parallel
 from mmcl_jax.losses import unit
+from mmcl_jax.losses.softmax import product
 from mmcl_jax.types import Array, Ctx, PyTree, Stream
 
 
@@ -78,7 +79,23 @@ def noise_queue(size: int, widths: Mapping[str, int], rng: Array) -> Queue:
     return queue.replace(rows=rows, valid={name: jnp.ones(size, bool) for name in widths})
 
 
-def push(queue: Queue, rows: Mapping[str, Array], present: Mapping[str, Array]) -> Queue:
+def nearest(queue: Queue, name: str, vectors: Array, ctx: Ctx) -> Array:
+    """The valid row of a queue's array that is most similar to each vector, [B, D] -> [B, D]; no gradient.
+
+    A row's own device looks it up: memory is O(rows of a device x K).
+
+    Args:
+        queue: of unit vectors.
+        name: of the array.
+        vectors: [B, D] unit vectors.
+        ctx: the surroundings.
+    """
+    rows, valid = queue.rows[name], queue.valid[name]
+    cosines = jnp.where(valid[None], product(jax.lax.stop_gradient(vectors), rows.T), -jnp.inf)
+    return parallel.spread(rows[cosines.argmax(1)], ctx.mesh)
+
+
+def push(queue: Queue, rows: Mapping[str, Array], present: Mapping[str, Array], wrap: bool = True) -> Queue:
     """Writes a batch over the oldest examples, in global row order; no gradient.
 
     The queue's size need not be a multiple of the batch: writing goes on at its start, and of a batch that is larger
@@ -88,13 +105,18 @@ def push(queue: Queue, rows: Mapping[str, Array], present: Mapping[str, Array]) 
         queue: the old one.
         rows: name -> [B, ...], for all of the queue's arrays; others are left out.
         present: name -> [B] bool; what is absent takes its slot, but is not valid there.
+        wrap: False as in DeCLIP's code: rows beyond the queue's end are dropped, and the next batch is written from its
+            start. It's the same where the size is a multiple of the batch.
     """
     size, b = len(next(iter(queue.valid.values()))), len(next(iter(rows.values())))
-    kept = min(size, b)
-    slots = (queue.pointer + (b - kept) + jnp.arange(kept)) % size
+    kept = min(size, b) if wrap else b
+    slots = queue.pointer + (b - kept) + jnp.arange(kept)
+    slots, pointer = slots % size if wrap else slots, queue.pointer + b
+    pointer = pointer % size if wrap else jnp.where(pointer < size, pointer, 0)
 
     def write(old, new):
-        return old.at[slots].set(jax.lax.stop_gradient(new[b - kept :]).astype(old.dtype), unique_indices=True)
+        new = jax.lax.stop_gradient(new[b - kept :]).astype(old.dtype)
+        return old.at[slots].set(new, unique_indices=True, mode="drop")
 
     def there(name):
         x = rows[name]
@@ -103,5 +125,5 @@ def push(queue: Queue, rows: Mapping[str, Array], present: Mapping[str, Array]) 
     return Queue(
         {name: write(old, there(name)) for name, old in queue.rows.items()},
         {name: write(old, present[name]) for name, old in queue.valid.items()},
-        (queue.pointer + b) % size,
+        pointer,
     )

@@ -100,6 +100,31 @@ class Mlp(nn.Module):
         return x
 
 
+class SimSiam(nn.Module):
+    """SimSiam's projector and predictor as DeCLIP has them, [B, D] -> z [B, dim] and p [B, dim]; in float32.
+
+    Chen & He, arXiv 2011.10566: three layers with batch normalisation after each; then a bottleneck of two.
+
+    Attributes:
+        dim: of z and p, and of the projector's inner layers.
+        hidden: of the predictor's inner layer.
+        bn_groups: groups of rows over which batch statistics are taken, see `BatchNorm`.
+    """
+
+    dim: int = 1024
+    hidden: int = 512
+    bn_groups: int = 1
+
+    @nn.compact
+    def __call__(
+        self, encoded: Encoded, *, train: bool = False, present: Array | None = None, step: Array | int = 0
+    ) -> tuple[Array, Array]:
+        how = dict(train=train, present=present)
+        z = Mlp(self.dim, self.dim, 3, "all", self.bn_groups, name="projector")(encoded, **how)
+        p = Mlp(self.dim, self.hidden, 2, "batch", self.bn_groups, name="predictor")(Encoded(pooled=z), **how)
+        return z, p
+
+
 READOUTS = {"linear": Linear, "mlp": Mlp, "tokens": Tokens, "fdt": Fdt}
 
 

@@ -1,5 +1,6 @@
 """Losses: pure functions of the global batch. See `info_nce` for the signature that they share."""
 
+from mmcl_jax.losses.predictive import masked_tokens, simsiam
 from mmcl_jax.losses.queues import queue_accuracy, queue_margin, queue_nce, queue_tag_nce
 from mmcl_jax.losses.sigmoid import sigmoid
 from mmcl_jax.losses.softmax import in_batch_accuracy, info_nce
@@ -10,12 +11,14 @@ from mmcl_jax.losses.views import nt_xent
 __all__ = [
     "in_batch_accuracy",
     "info_nce",
+    "masked_tokens",
     "nt_xent",
     "queue_accuracy",
     "queue_margin",
     "queue_nce",
     "queue_tag_nce",
     "sigmoid",
+    "simsiam",
     "spread",
     "unit",
 ]

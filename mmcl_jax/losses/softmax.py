@@ -58,6 +58,7 @@ def info_nce(
     present: Array | None = None,
     *,
     scale: Array | float,
+    both: bool = True,
     axis: parallel.Axis = None,
     impl: str = "auto",
     budget_mib: float = plan.BUDGET_MIB,
@@ -78,6 +79,7 @@ def info_nce(
         y: [b, D] unit vectors.
         present: [b] bool; rows that are False count neither as queries nor as negatives. None = all count.
         scale: [] multiplier of the cosine, 1 / temperature; each pair of modalities may have its own.
+        both: whether both directions count, or only that in which each x finds its y, without the factor 1 / 2.
         axis: mesh axes of the rows, as `Ctx.over_batch` passes it; None on one device.
         impl: "auto", or a form of `losses.plan`; value and gradients are the same up to rounding.
         budget_mib: of temporary memory a device, for "auto".
@@ -103,6 +105,8 @@ def info_nce(
         scale = parallel.varying(jnp.asarray(scale), axis)
         row_lse, column_lse = _lse_of_chunks(x, y, present, scale, axis, form.impl == "ring", chunk)
     positive = scale * jnp.einsum("bd,bd->b", x, y, precision="highest", preferred_element_type=wide(x))  # [b]
+    if not both:
+        return parallel.mean(row_lse - positive, present, axis)
     return 0.5 * parallel.mean(row_lse + column_lse - 2 * positive, present, axis)
 
 

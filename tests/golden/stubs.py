@@ -7,10 +7,14 @@ from mmcl_jax.types import Encoded
 
 
 class Given(nn.Module):
-    """The stream's data [B, N, D] as tokens; or [B, D] as the pooled feature, whose readout is Linear(0)."""
+    """The stream's data as tokens [B, N, D] or as pooled feature [B, D], or a dict of both."""
+
+    vocab: int = 0
 
     @nn.compact
     def __call__(self, stream, *, train=False):
-        x = jnp.asarray(stream.data)
-        tokens = x if x.ndim == 3 else None
-        return Encoded(pooled=x if tokens is None else x.mean(1), tokens=tokens, mask=stream.mask)
+        x = stream.data if isinstance(stream.data, dict) else {"pooled": stream.data}
+        if x.get("pooled", x.get("tokens")).ndim == 3:
+            x = {"tokens": x.get("tokens", x.get("pooled"))}
+        tokens = x.get("tokens")
+        return Encoded(pooled=jnp.asarray(x.get("pooled", tokens)), tokens=tokens, mask=stream.mask)
