@@ -135,7 +135,8 @@ def _data(opened: list[Any]) -> Finding:
 def _shapes(config: ConfigDict, parts: Parts, rows: int, workdir: files.AnyPath, compiles: bool) -> Iterator[Finding]:
     """Parameters, what a device holds of the state, the form of the losses, the size of a checkpoint."""
     for name, spec in parts.streams.spec.items():
-        kept = ", ".join(f"{k} {v.dtype}[{rows}, {', '.join(map(str, v.shape))}]" for k, v in spec.items())
+        arrays = pipeline.flat(spec).items()
+        kept = ", ".join(f"{k} {v.dtype}[{rows}, {', '.join(map(str, v.shape))}]" for k, v in arrays)
         yield Finding("ok", "stream", f"{name}: {kept} a device")
     params = parts.shapes.params
     towers = ", ".join(f"{k} {optim.count(v):,}" for k, v in sorted(params.items()) if optim.count(v) > 1)
@@ -153,7 +154,7 @@ def _shapes(config: ConfigDict, parts: Parts, rows: int, workdir: files.AnyPath,
     def rows_like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((config.batch, *shape), dtype)
 
-    host = {n: {k: rows_like(v.shape, v.dtype) for k, v in s.items()} | {"present": rows_like((), bool)}
+    host = {n: jax.tree.map(lambda v: rows_like(v.shape, v.dtype), s) | {"present": rows_like((), bool)}
             for n, s in parts.streams.spec.items()}  # fmt: skip
     with plan.listen() as plans:
         traced = parts.train_step.trace(parts.shapes, {"streams": host, "position": rows_like((2,), np.uint32)})

@@ -40,7 +40,7 @@ def device_streams(streams: pipeline.Streams, seed: int) -> DeviceStreams:
 def sample_batch(streams: pipeline.Streams, device: DeviceStreams) -> Batch:
     """One row of zeros in the shape of each stream, as the method sees it; for `Method.init`."""
     host = {
-        name: {k: jnp.zeros((1, *v.shape), v.dtype) for k, v in spec.items()} | {"present": jnp.ones(1, bool)}
+        name: jax.tree.map(lambda v: jnp.zeros((1, *v.shape), v.dtype), spec) | {"present": jnp.ones(1, bool)}
         for name, spec in streams.spec.items()
     }
     return device({"streams": host, "position": jnp.zeros((1, 2), jnp.uint32)})
@@ -213,7 +213,7 @@ class Predictor:
             return np.concatenate([x, np.zeros((self.batch - n, *x.shape[1:]), x.dtype)])
 
         streams = {
-            self.streams.source_of[k]: {a: fill(x) for a, x in v.items()} | {"present": np.arange(self.batch) < n}
+            self.streams.source_of[k]: jax.tree.map(fill, dict(v)) | {"present": np.arange(self.batch) < n}
             for k, v in host.items()
         }
         host = {"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}

@@ -222,17 +222,16 @@ def describe(config: ConfigDict, workdir: Path, mesh: Any, streams: Any, sources
     example = streams.element(pipeline.read(sources[0], 0), 0)
     for name, chain in streams.chains.items():
         spec, sent = streams.spec[streams.source_of[name]], example["streams"][streams.source_of[name]]
-        data = spec["data"]
-        rows.append(
-            (name, f"{data.dtype}[{config.batch}, {', '.join(map(str, data.shape))}]", _example(sent, streams, chain))
-        )
+        data = pipeline.flat({"data": spec["data"]}).items()
+        shapes = (f"{k[5:]} {v.dtype}[{config.batch}, {', '.join(map(str, v.shape))}]".strip() for k, v in data)
+        rows.append((name, ", ".join(shapes), _example(sent, streams, chain)))
     log.table("streams", ("stream", "on the host", "first example"), rows)
     parts = sorted((k, optim.count(v)) for k, v in params.items() if optim.count(v) > 1)
     log.say(f"parameters: {optim.count(params):,} ({', '.join(f'{k} {n:,}' for k, n in parts)})")
 
 
 def _example(sent: dict[str, np.ndarray], streams: pipeline.Streams, chain: Any) -> str:
-    data = sent["data"]
+    data = jax.tree.leaves(sent["data"])[0]  # of ids and labels, the ids
     if not sent["present"]:
         return "missing"
     if "mask" in sent and streams.tokenizer is not None:

@@ -29,7 +29,8 @@ class DeviceStreams:
         """Makes the batch.
 
         Args:
-            host: {"streams": {name: {"data": [B, ...], "mask"?, "present": [B]}}, "position": [B, 2] uint32}.
+            host: {"streams": {name: {"data": [B, ...], "mask"?, "present": [B]}}, "position": [B, 2] uint32};
+                "data" may be a dict of arrays, which ops get and return whole.
         """
         batch = {}
         for name, chain in self.chains.items():
@@ -39,8 +40,9 @@ class DeviceStreams:
                 batch[name] = Stream(data=data, mask=sent.get("mask"), present=sent["present"])
         return batch
 
-    def _run(self, chain: Sequence[tuple[Any, Callable]], data: Array, position: Array) -> Array:
-        if data.dtype == jnp.uint8 and (chain or data.ndim == 4):  # images, with ops or without
+    def _run(self, chain: Sequence[tuple[Any, Callable]], data: PyTree, position: Array) -> PyTree:
+        image = not isinstance(data, Mapping) and data.dtype == jnp.uint8 and (chain or data.ndim == 4)
+        if image:  # with ops or without
             data = data.astype(jnp.float32) / 255
         for op, function in chain:
             keys = {}
@@ -49,7 +51,9 @@ class DeviceStreams:
             new = function(data, *op.args, **dict(op.kwargs), **keys)
             if op.p is not None:
                 apply = jax.vmap(lambda k, p=op.p: jax.random.bernoulli(k, p))(self.keys(f"{op.draw};", position))
-                new = jnp.where(apply.reshape(-1, *[1] * (new.ndim - 1)), new, data)
+                new = jax.tree.map(
+                    lambda n, old, a=apply: jnp.where(a.reshape(-1, *[1] * (n.ndim - 1)), n, old), new, data
+                )
             data = new
         return data
 

@@ -50,7 +50,7 @@ def measure(config: ConfigDict, devices: int = 0, records: int = 512, batches: i
         yield row
     for name in streams.spec:
         row, made = each(f"stream {name}", lambda r, name=name: streams.run(name, r, 0)[0], read)
-        sizes = [sum(v.nbytes for v in m.values()) for m in made if m is not None]
+        sizes = [sum(v.nbytes for v in jax.tree.leaves(m)) for m in made if m is not None]
         yield row | {"bytes": max(sizes, default=0)}
 
     data = pipeline.Pipeline(mixed, streams, config.batch)

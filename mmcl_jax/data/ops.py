@@ -171,6 +171,39 @@ def tokenize(text: str | bytes, length: int, sot: bool = True, *, tokenizer) -> 
     return {"data": ids, "mask": mask}
 
 
+def mlm(
+    tokens: dict[str, np.ndarray], p: float = 0.15, *, tokenizer, rng: np.random.Generator
+) -> dict[str, dict[str, np.ndarray] | np.ndarray]:
+    """Masks tokens to be guessed from the others (Devlin et al. 2018, arXiv 1810.04805); put it after `tokenize`.
+
+    Each real token that is not special is chosen with probability p. Of these, 80 % become `<mask>`, 10 % any token
+    that is not special (the original, too) and 10 % stay. In a text of few tokens there often is none that is chosen.
+
+    Args:
+        tokens: what `tokenize` gives: "data" [N] int32, "mask" [N] bool.
+        p: probability of being chosen.
+        tokenizer: one that has `<mask>`.
+        rng: random numbers.
+
+    Returns:
+        "data": {"ids": [N] int32, "labels": [N] int32, the original id at chosen places and -100 at all others} and
+        "mask" [N] as it was. A record without the text has labels 0, as it has ids 0: losses look at `present`.
+
+    Raises:
+        ValueError: if there are no tokens yet, or the tokenizer has no `<mask>`.
+    """
+    if not isinstance(tokens, dict):
+        raise ValueError("mlm masks tokens, not texts; put tokenize(length) before it")
+    if tokenizer.mask is None:
+        raise ValueError("mlm needs a tokenizer with <mask>: tokenizers.train(..., mask=True)")
+    ids, real = tokens["data"], tokens["mask"]
+    chosen = real & ~np.isin(ids, tokenizer.special) & (rng.random(ids.shape) < p)
+    fate, other = rng.random(ids.shape), rng.choice(tokenizer.ordinary, ids.shape)
+    changed = np.where(fate < 0.8, np.int32(tokenizer.mask), np.where(fate < 0.9, other, ids))
+    data = {"ids": np.where(chosen, changed, ids), "labels": np.where(chosen, ids, np.int32(-100))}
+    return {"data": data, "mask": real}
+
+
 def multi_hot(values: str | int | Sequence[str | int], size: int) -> np.ndarray:
     """Tags -> uint8 [size], 1 for each that is there; numbers are places, words are hashed to one.
 

@@ -1,8 +1,8 @@
 """From sources to batches. Row r of step s is a pure function of (seed, s, r): see `Pipeline`.
 
 A batch of the host is {"streams": {name: {"data", "mask", "present"}}, "position": [b, 2] uint32, "id": [b] str,
-"fault": [b] str}. Streams that share a deterministic host half are there once, under the first one's name;
-`Streams.source_of` says where each stream's rows are.
+"fault": [b] str}; "data" is an array or a dict of arrays. Streams that share a deterministic host half are there once,
+under the first one's name; `Streams.source_of` says where each stream's rows are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class Streams:
             for name in sorted(wanted - set(self.spec)):
                 value, problem = self.run(name, record, 0)
                 if problem is None and value is not None:
-                    self.spec[name] = {k: np.zeros_like(v) for k, v in value.items()}
+                    self.spec[name] = each(np.zeros_like, value)
                 else:
                     problems[name] = problem or f"field {self.chains[name].field!r} is missing or empty"
             if wanted == set(self.spec):
@@ -148,20 +148,19 @@ class Streams:
         return (None, problem) if problem else (value, None)
 
     def _misfit(self, name: str, arrays: dict[str, np.ndarray]) -> str | None:
-        for key, like in self.spec.get(name, {}).items():
-            if arrays[key].shape != like.shape or arrays[key].dtype != like.dtype:
-                return f"{key} is {arrays[key].dtype}{arrays[key].shape}, expected {like.dtype}{like.shape}"
+        found = flat(arrays)
+        for key, like in flat(self.spec.get(name, {})).items():
+            if found[key].shape != like.shape or found[key].dtype != like.dtype:
+                return f"{key} is {found[key].dtype}{found[key].shape}, expected {like.dtype}{like.shape}"
         return None
 
     def write_spec(self, path: AnyPath) -> None:
         """Saves shapes and dtypes, so that a model can be opened without its data."""
-        spec = {n: {k: [v.dtype.name, list(v.shape)] for k, v in s.items()} for n, s in self.spec.items()}
-        path.write_text(json.dumps(spec))
+        path.write_text(json.dumps(each(lambda v: [v.dtype.name, list(v.shape)], self.spec)))
 
     def read_spec(self, path: AnyPath) -> None:
         """Reads what `write_spec` saved."""
-        spec = json.loads(path.read_text())
-        self.spec = {n: {k: np.zeros(shape, dtype) for k, (dtype, shape) in s.items()} for n, s in spec.items()}
+        self.spec = each(lambda v: np.zeros(v[1], v[0]), json.loads(path.read_text()))
 
 
 @dataclasses.dataclass
@@ -323,16 +322,19 @@ def make_tokenizer(
         The tokenizer, or None if no stream is tokenized.
 
     Raises:
-        ConfigError: if the fields that it should be trained on hold no text, or if the config names another one than
-            the inherited.
+        ConfigError: if the fields that it should be trained on hold no text, if the config names another one than
+            the inherited, or if a stream masks tokens (`mlm`) and the tokenizer was made without `<mask>`.
     """
     if not any("tokenize" in text for text in config.streams.values()):
         return None
+    chains = {name: parse_stream(name, text).host for name, text in config.streams.items()}
+    masking = [name for name, host in chains.items() if any(op.name == "mlm" for op in host)]
     path = workdir / "tokenizer.json"
     if begun and path.exists():
-        return tokenizers.load(path)
+        return _with_mask(tokenizers.load(path), masking, path, "begin a new run in another workdir")
     if inherited:
-        tokenizer = tokenizers.load(inherited)
+        mend = "drop the token embeddings that init_from takes over: init_from.rules=('text:',)"
+        tokenizer = _with_mask(tokenizers.load(inherited), masking, inherited, mend)
         if config.tokenizer.path and tokenizers.load(config.tokenizer.path) != tokenizer:
             raise ConfigError(
                 f"data.tokenizer.path={config.tokenizer.path} is not the tokenizer of the token embeddings that "
@@ -340,11 +342,25 @@ def make_tokenizer(
             )
     elif config.tokenizer.path:
         tokenizer = checked("data.tokenizer.path", tokenizers.load, config.tokenizer.path)
+        mend = "leave data.tokenizer.path empty, so that one is trained with it"
+        _with_mask(tokenizer, masking, config.tokenizer.path, mend)
     else:
         texts = _captions(config, opened)
-        tokenizer = tokenizers.train(texts, config.tokenizer.vocab, config.tokenizer.lower)
+        tokenizer = tokenizers.train(texts, config.tokenizer.vocab, config.tokenizer.lower, bool(masking))
     workdir.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path)
+    return tokenizer
+
+
+def _with_mask(
+    tokenizer: tokenizers.Tokenizer, masking: list[str], path: AnyPath | str, mend: str
+) -> tokenizers.Tokenizer:
+    """Refuses a tokenizer without `<mask>` where streams mask tokens."""
+    if masking and tokenizer.mask is None:
+        raise ConfigError(
+            f"data.streams.{masking[0]} masks tokens (mlm), but the tokenizer {path} was made without <mask>. "
+            f"Leave out mlm, or {mend}."
+        )
     return tokenizer
 
 
@@ -371,6 +387,28 @@ def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterato
 
 def stack(elements: Sequence[Element]) -> Element:
     """Elements to a batch; nested dicts of arrays are stacked along a new leading axis."""
-    first = elements[0]
-    return {k: stack([e[k] for e in elements]) if isinstance(v, dict) else np.stack([e[k] for e in elements])
-            for k, v in first.items()}  # fmt: skip
+    return each(lambda *arrays: np.stack(arrays), *elements)
+
+
+def each(function: Callable, *trees: Any) -> Any:
+    """Calls a function with the arrays at each place of nested dicts that have the same keys.
+
+    Example:
+        >>> each(sum, {"data": {"ids": [1, 2]}, "mask": [3]})
+        {'data': {'ids': 3}, 'mask': 3}
+    """
+    first = trees[0]
+    return {k: each(function, *(t[k] for t in trees)) for k in first} if isinstance(first, dict) else function(*trees)
+
+
+def flat(tree: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by path.
+
+    Example:
+        >>> flat({"data": {"ids": 1, "labels": 2}, "mask": 3})
+        {'data/ids': 1, 'data/labels': 2, 'mask': 3}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{start}{key}/") if isinstance(value, dict) else {start + key: value}
+    return found

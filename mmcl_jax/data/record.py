@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from mmcl_jax.data import ops, words
+from mmcl_jax.named import ConfigError
+
 
 def collect(record: dict[str, Any], to: str, *fields: str) -> dict[str, Any]:
     """Gathers the values of several fields into one list, for `pick` or `two`: a label and its tags, or several images.
@@ -42,6 +45,64 @@ def two(record: dict[str, Any], field: str, *, rng: np.random.Generator) -> dict
     values = [values] if isinstance(values, str | bytes) else values
     first, second = rng.choice(len(values), 2, replace=False) if len(values) > 1 else (0, 0)
     return record | {f"{field}0": values[first], f"{field}1": values[second]}
+
+
+def draw(record: dict[str, Any], field: str, to: str, main: float = 0.0, *, rng: np.random.Generator) -> dict[str, Any]:
+    """Draws one value of a list, as `pick` does, for several streams to start from the same one.
+
+    Args:
+        record: if it lacks the field, or the list is empty, it stays as it is.
+        field: a list, or a single value.
+        to: name of what was drawn.
+        main: with this probability the first, whatever the others are.
+        rng: random numbers.
+
+    Example:
+        >>> draw({"captions": ["a cat"]}, "captions", "caption", rng=np.random.default_rng(0))["caption"]
+        'a cat'
+    """
+    values = look_up(record, field)
+    if values is None or len(values) == 0:
+        return record
+    return record | {to: values if isinstance(values, bytes) else ops.pick(values, main, rng=rng)}
+
+
+def eda(record: dict[str, Any], field: str, to: str, synonyms: str = "", *, rng: np.random.Generator) -> dict[str, Any]:
+    """Changes a text a little (Wei & Zou 2019, arXiv 1901.11196): one of three ways, each as likely, as in DeCLIP.
+
+    A synonym for one word; two words that change places; each word left out with probability .1. The text keeps a
+    word at least. Insertions, the paper's fourth way, DeCLIP doesn't use.
+
+    Args:
+        record: if it lacks the text, it stays as it is.
+        field: one text; `draw` makes one of several.
+        to: name of the changed text.
+        synonyms: "" = WordNet's, for English, which needs the extra `eda`. Else a list of words of the record, any of
+            which may take the place of any word: looser than synonyms, as keywords tell more than the word does. Those
+            that the text has already are left out.
+        rng: random numbers.
+
+    Raises:
+        ConfigError: if WordNet is wanted and not installed, whatever the record; or if the field is not one text.
+    """
+    find = None if synonyms else words.wordnet()  # first of all: what is not installed is told before training
+    text = look_up(record, field)
+    if text is None:
+        return record
+    if not isinstance(text, str | bytes):
+        kind = type(text).__name__
+        raise ConfigError(f"data.record: eda changes one text, {field!r} is a {kind}; draw({field!r}, ...) makes one.")
+    text = _text(text)
+    if find is None:
+        there, listed = text.lower().split(), look_up(record, synonyms)
+        listed = [listed] if isinstance(listed, str | bytes) else listed if listed is not None else []
+        others = [w for w in map(_text, listed) if w.lower() not in there]
+        return record | {to: words.change(text, lambda word: others, rng)}
+    return record | {to: words.change(text, find, rng)}
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def look_up(record: dict[str, Any], field: str) -> Any:

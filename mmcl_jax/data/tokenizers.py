@@ -10,14 +10,19 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmcl_jax import files
 
-PAD, SOT, EOT = "<pad>", "<sot>", "<eot>"
+PAD, SOT, EOT, MASK = "<pad>", "<sot>", "<eot>", "<mask>"
 
 
 class Tokenizer:
     """Text to ids: `<sot>` text `<eot>` `<pad>`...; ids 0, 1, 2 are `<pad>`, `<sot>`, `<eot>`.
 
     Args:
-        backend: a `tokenizers.Tokenizer` whose vocabulary has the three special tokens.
+        backend: a `tokenizers.Tokenizer` whose vocabulary has the three special tokens, and may have `<mask>`.
+
+    Attributes:
+        mask: id of `<mask>`, which the op `mlm` needs; None without it.
+        special: [3 or 4] int32, ids of the special tokens.
+        ordinary: [V] int32, ids of all others.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
@@ -26,6 +31,11 @@ class Tokenizer:
         self.pad, self.sot, self.eot = (backend.token_to_id(t) for t in (PAD, SOT, EOT))
         if None in (self.pad, self.sot, self.eot):
             raise ValueError(f"The tokenizer lacks one of the special tokens {PAD} {SOT} {EOT}; train it with `train`.")
+        vocabulary = backend.get_vocab()
+        self.mask = vocabulary.get(MASK)
+        special = [self.pad, self.sot, self.eot] + ([] if self.mask is None else [self.mask])
+        self.special = np.array(special, np.int32)
+        self.ordinary = np.setdiff1d(np.array(list(vocabulary.values()), np.int32), self.special)
 
     def __reduce__(self):
         """Pickles (for worker processes) by way of __init__: the library's pickle forgets what was set there."""
@@ -66,13 +76,14 @@ class Tokenizer:
         path.write_text(self.backend.to_str(pretty=True))
 
 
-def train(texts: Iterable[str], vocab: int, lower: bool = True) -> Tokenizer:
+def train(texts: Iterable[str], vocab: int, lower: bool = True, mask: bool = False) -> Tokenizer:
     """Trains a byte-level BPE; any text can be encoded by it, unseen scripts as bytes.
 
     Args:
         texts: captions; the same captions give the same tokenizer.
         vocab: largest size of the vocabulary, special tokens and the 256 bytes included.
         lower: whether to lower-case, as CLIP and SigLIP do.
+        mask: whether there is a `<mask>`, for the op `mlm`: it is the last id and counts within `vocab`.
     """
     backend = tokenizers.Tokenizer(models.BPE())
     steps = [normalizers.NFC()] + ([normalizers.Lowercase()] if lower else [])
@@ -80,12 +91,14 @@ def train(texts: Iterable[str], vocab: int, lower: bool = True) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
+        vocab_size=vocab - mask,
         special_tokens=[PAD, SOT, EOT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    if mask:  # after the others, so that their ids are those that they have without it
+        backend.add_special_tokens([MASK])
     return Tokenizer(backend)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -34,6 +36,8 @@ def make(
 class TextTransformer(nn.Module):
     """Token ids [B, N] int32 -> pooled [B, D] and tokens [B, N, D], both after the final norm.
 
+    The stream's data is the ids, or a dict that has them as "ids": what the op `mlm` makes.
+
     Padding is not masked in attention: behind a causal mask no real token sees it, and SigLIP's towers attend to
     it on purpose. The arguments are those of `make`.
     """
@@ -45,7 +49,8 @@ class TextTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream, *, train: bool = False) -> Encoded:
-        s, ids = self.shape, stream.data
+        s = self.shape
+        ids = stream.data["ids"] if isinstance(stream.data, Mapping) else stream.data
         b, n = ids.shape
         clip = s.init == "clip"
         embed_init = nn.initializers.normal(0.02 if clip else s.width**-0.5)

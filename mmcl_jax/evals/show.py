@@ -39,13 +39,14 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     records = pipeline.Pipeline(pipeline.Mixed(sources, weights, config.seed), streams, count)
     host = pipeline.stack([records[i] for i in range(count)])
     batch = jax.jit(device_streams(streams, config.seed))({k: host[k] for k in ("streams", "position")})
-    images = {k: np.asarray(s.data, np.float32) for k, s in batch.items() if s.data.ndim == 4}
+    first = {k: jax.tree.leaves(s.data)[0] for k, s in batch.items()}  # of ids and labels, the ids
+    images = {k: np.asarray(x, np.float32) for k, x in first.items() if x.ndim == 4}
     if not images:
         raise ConfigError(f"No stream is an image; there is {', '.join(batch)}.")
     titles = [""] * count
     for name, stream in batch.items():
-        if stream.mask is not None and stream.data.ndim == 2:
-            rows = zip(np.asarray(stream.data), np.asarray(stream.mask), strict=True)
+        if stream.mask is not None and first[name].ndim == 2:
+            rows = zip(np.asarray(first[name]), np.asarray(stream.mask), strict=True)
             titles = [f"{t} {name}:{tokenizer.decode(ids[mask])}" for t, (ids, mask) in zip(titles, rows, strict=True)]
     low, high = (f([f(x) for x in images.values()]) for f in (np.min, np.max))
     sheet = [[(x[i] - low) / (high - low) for x in images.values()] for i in range(count)]
