@@ -11,6 +11,7 @@ import jax
 
 from mmcl_jax import named, parallel
 from mmcl_jax.losses import unit
+from mmcl_jax.losses.softmax import product
 from mmcl_jax.types import Array, Batch, Ctx, Encoded, PyTree
 
 
@@ -164,12 +165,15 @@ class Method:
         return self.project(params, extra, wanted, ctx)[0]
 
     def items(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> dict[str, PyTree]:
-        """What `score` compares, with leading rows B; the embeddings, unless the method says otherwise."""
+        """What `score` compares: arrays or pytrees of them, with leading rows B; here the embeddings."""
         return self.embed(params, extra, batch, ctx)
 
     def score(self, params: PyTree, extra: PyTree, items_a: PyTree, items_b: PyTree, ctx: Ctx) -> Array:
-        """Similarity [Na, Nb] of every a to every b; higher is closer."""
-        return items_a @ items_b.T
+        """Similarity [Na, Nb] of every a, the queries, to every b; higher is closer. It need not be symmetric.
+
+        It is called on blocks of rows: an entry depends on its own two items alone.
+        """
+        return product(items_a, items_b.T)
 
     def _sample_of(self, modality: str, batch: Batch) -> str:
         for name in batch:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmcl_jax import files, log, named, optim, parallel
+from mmcl_jax import files, items, log, named, optim, parallel
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.augment import ops as device_ops
@@ -25,6 +26,7 @@ from mmcl_jax.data import pipeline, tokenizers
 from mmcl_jax.data.chain import resolve
 from mmcl_jax.data.record import look_up
 from mmcl_jax.encoders.vit import resize_positions
+from mmcl_jax.items import Items
 from mmcl_jax.types import Batch, Ctx, PyTree, TrainState
 
 TEMPLATES = ("{}",)
@@ -75,18 +77,24 @@ class Predictor:
     def __post_init__(self):
         """Compiles lazily, once per combination of streams."""
         self.batch = -(-self.batch // self.mesh.size) * self.mesh.size
-
-        ctx = Ctx(self.mesh, parallel.BATCH_AXES)
-
-        def embed(params, extra, host):
-            return self.method.embed(params, extra, self.device(host), ctx)
-
-        def pool(params, extra, host):
-            encoded, _ = self.method.encode(params, extra, self.device(host), ctx)
-            return {name: e.pooled for name, e in encoded.items()}
-
         whole = parallel.replicated(self.mesh)
-        self._embed, self._pool = jax.jit(embed, out_shardings=whole), jax.jit(pool, out_shardings=whole)
+        # The step is an argument of what is compiled: weights of another one need no other program.
+        ctx = functools.partial(Ctx, self.mesh, parallel.BATCH_AXES)
+
+        def embed(params, extra, step, host, of):
+            batch = self.device(host)
+            if of == "pooled":
+                return {k: e.pooled for k, e in self.method.encode(params, extra, batch, ctx(step=step))[0].items()}
+            return {"embed": self.method.embed, "items": self.method.items}[of](params, extra, batch, ctx(step=step))
+
+        def score(params, extra, step, a, b):
+            b = jax.lax.with_sharding_constraint(b, whole)  # each device compares its rows of a with all of b
+            return self.method.score(params, extra, a, b, ctx(step=step))
+
+        self._embed = jax.jit(embed, static_argnames="of", out_shardings=whole)
+        self._score = jax.jit(score, out_shardings=whole)
+        # Methods that leave `score` as it is compare vectors by their product: numpy does that where they lie.
+        self._compares_vectors = type(self.method).score is methods.Method.score
 
     def embed(self, **values: Sequence[Any]) -> dict[str, np.ndarray]:
         """Embeds raw values: `embed(image=["cat.jpg"], text=["a cat", "a dog"])`.
@@ -101,24 +109,31 @@ class Predictor:
         Raises:
             ValueError: for a stream that does not exist, or a value that its ops can't read.
         """
+        return self._of_values(values, "embed")
+
+    def items(self, **values: Sequence[Any]) -> dict[str, Items]:
+        """What `score` compares, of raw values as for `embed`; arrays or pytrees of them, with leading rows N."""
+        return self._of_values(values, "items")
+
+    def _of_values(self, values: Mapping[str, Sequence[Any]], of: str) -> dict[str, Items]:
         unknown = set(values) - set(self.streams.chains)
         if unknown:
             raise ValueError(
                 f"There is no stream {sorted(unknown)[0]!r}; this model has {sorted(self.streams.chains)}."
             )
-        return {name: self._embed_values(name, list(v)) for name, v in values.items()}
-
-    def _embed_values(self, name: str, values: list[Any]) -> np.ndarray:
-        rows = []
-        for start in range(0, len(values), self.batch):
-            chunk = [self.streams.one(name, v) for v in values[start : start + self.batch]]
-            rows.append(self._run({name: pipeline.stack(chunk)}, len(chunk))[name])
-        if not rows:
-            raise ValueError(f"embed({name}=[]): nothing to embed.")
-        return np.concatenate(rows)
+        found = {}
+        for name, given in values.items():
+            rows = []
+            for start in range(0, len(given), self.batch):
+                chunk = [self.streams.one(name, v) for v in given[start : start + self.batch]]
+                rows.append(self._run({name: pipeline.stack(chunk)}, len(chunk), of)[name])
+            if not rows:
+                raise ValueError(f"{of}({name}=[]): nothing to embed.")
+            found[name] = items.concatenate(rows)
+        return found
 
     def embed_source(
-        self, source: Any, names: Sequence[str], keep: Sequence[str] = (), limit: int = 0, pooled: bool = False
+        self, source: Any, names: Sequence[str], keep: Sequence[str] = (), limit: int = 0, of: str = "embed"
     ) -> Embeddings:
         """Embeds every record of a source, a batch at a time.
 
@@ -130,8 +145,9 @@ class Predictor:
             names: streams.
             keep: fields of the records that the caller wants back: labels, flags.
             limit: only so many records; 0 = all.
-            pooled: instead of unit vectors of the shared space, the encoder's pooled features, before any projection
-                and not normalised: what probes are fitted on.
+            of: what is wanted of them: "embed", unit vectors of the shared space; "items", what the method's `score`
+                compares; "pooled", the encoder's pooled features, before any projection and not normalised: what
+                probes are fitted on.
 
         Raises:
             ConfigError: if a stream has no encoder, or finds nothing at all.
@@ -141,7 +157,7 @@ class Predictor:
             if name.split("/")[0] not in encoders:
                 raise named.ConfigError(f"Stream {name!r} can't be embedded: it has no encoder; encoders: {encoders}.")
         n = min(len(source), limit) if limit else len(source)
-        vectors: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        vectors: dict[str, list[Items]] = {name: [] for name in names}
         owners: dict[str, list[int]] = {name: [] for name in names}
         texts: dict[str, list[str]] = {name: [] for name in names}
         waiting: dict[str, list[dict]] = {name: [] for name in names}
@@ -150,7 +166,7 @@ class Predictor:
 
         def flush(name: str) -> None:
             rows = waiting[name]
-            vectors[name].append(self._run({name: pipeline.stack(rows)}, len(rows), pooled)[name])
+            vectors[name].append(self._run({name: pipeline.stack(rows)}, len(rows), of)[name])
             rows.clear()
 
         def prepare(i: int):
@@ -178,7 +194,7 @@ class Predictor:
                 field = self.streams.chains[name].field
                 raise named.ConfigError(f"Nothing to evaluate: no record has a readable {field!r} (stream {name!r}).")
         return Embeddings(
-            {k: np.concatenate(v) for k, v in vectors.items()},
+            {k: items.concatenate(v) for k, v in vectors.items()},
             {k: np.array(v) for k, v in owners.items()},
             texts,
             kept,
@@ -203,34 +219,50 @@ class Predictor:
                     rows.append((name, v, arrays))
         return {field: look_up(record, field) for field in keep}, rows, problems
 
-    def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int, pooled: bool = False) -> dict[str, np.ndarray]:
+    def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int, of: str) -> dict[str, Items]:
         """Embeds n rows of host streams; fills them up to the batch, so that there is one compiled shape.
 
         Streams that share their host half are embedded together with the one that is asked for.
         """
-
-        def fill(x):
-            return np.concatenate([x, np.zeros((self.batch - n, *x.shape[1:]), x.dtype)])
-
-        streams = {
-            self.streams.source_of[k]: jax.tree.map(fill, dict(v)) | {"present": np.arange(self.batch) < n}
-            for k, v in host.items()
-        }
+        present = {"present": np.arange(self.batch) < n}
+        streams = {self.streams.source_of[k]: items.block(v, 0, self.batch) | present for k, v in host.items()}
         host = {"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}
         rows = parallel.put_rows(host, self.mesh, whole=True)
-        out = (self._pool if pooled else self._embed)(self.params, self.extra, rows)
-        return {k: np.asarray(v, np.float32)[:n] for k, v in out.items()}
+        return items.to_host(self._embed(self.params, self.extra, np.int32(self.step), rows, of=of), n)
 
-    def score(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Similarity [Na, Nb] of items, as the method compares them; for dual encoders the cosine."""
-        ctx = Ctx(self.mesh, parallel.BATCH_AXES)
-        return np.asarray(self.method.score(self.params, self.extra, jnp.asarray(a), jnp.asarray(b), ctx))
+    def score(self, a: Items, b: Items) -> np.ndarray:
+        """Similarity [Na, Nb] of every a, the queries, to every b, float32, as the method compares them.
 
-    def class_embeddings(self, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
-        """Text embeddings of classes, [C, D]: each prompt normalised, averaged over templates, normalised again."""
-        prompts = [t.format(c) for c in classes for t in templates]
-        vectors = self.embed(text=prompts)["text"].reshape(len(classes), len(templates), -1).mean(1)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+        a and b are a stream's `items` each, which for dual encoders are its unit vectors; the score is their cosine.
+        """
+        if self._compares_vectors:
+            return np.asarray(a) @ np.asarray(b).T
+        return np.concatenate([*self._score_rows(a, b)])
+
+    def _score_rows(self, a: Items, b: Items) -> Iterator[np.ndarray]:
+        """`score`, a batch of rows after another."""
+        put = functools.partial(parallel.put_rows, mesh=self.mesh, whole=True)
+        compare = functools.partial(self._score, self.params, self.extra, np.int32(self.step))
+        return items.score_rows(compare, put, a, b, self.batch)
+
+    def class_scores(self, images: Items, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
+        """Scores [N, C] of images for classes, each described by several prompts.
+
+        For dual encoders the cosine with the class's vector: each prompt normalised, averaged over templates,
+        normalised again. Other items have no mean: there the scores of the prompts are averaged, as in FILIP
+        (Yao et al. 2021, arXiv 2111.07783).
+
+        Args:
+            images: their items [N, ...].
+            classes: C names.
+            templates: prompts, "a photo of a {}.".
+        """
+        texts = self.items(text=[t.format(c) for c in classes for t in templates])["text"]
+        shape = (-1, len(classes), len(templates))
+        if not self._compares_vectors:
+            return np.concatenate([rows.reshape(shape).mean(-1) for rows in self._score_rows(images, texts)])
+        vectors = texts.reshape(*shape[1:], -1).mean(1)
+        return self.score(images, vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
     def zero_shot(
         self, images: Sequence[Any], classes: Sequence[str], templates: Sequence[str] = TEMPLATES
@@ -243,10 +275,10 @@ class Predictor:
             templates: prompts, "a photo of a {}."; several are averaged.
 
         Returns:
-            The best class of each image, and the cosines [N, C].
+            The best class of each image, and the scores [N, C]; for dual encoders cosines.
         """
-        cosines = self.embed(image=images)["image"] @ self.class_embeddings(classes, templates).T
-        return [classes[i] for i in cosines.argmax(1)], cosines
+        scores = self.class_scores(self.items(image=images)["image"], classes, templates)
+        return [classes[i] for i in scores.argmax(1)], scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +286,7 @@ class Embeddings:
     """What `Predictor.embed_source` found.
 
     Attributes:
-        vectors: stream -> [M, D] float32, unit vectors or pooled features.
+        vectors: stream -> [M, D] float32, unit vectors or pooled features; or items, M rows.
         owners: stream -> [M] int, the record that each row belongs to.
         texts: stream -> M texts, for streams whose field is text (or a path).
         kept: field -> its value in each record.
@@ -262,7 +294,7 @@ class Embeddings:
         unreadable: values that could not be read, and have no row.
     """
 
-    vectors: dict[str, np.ndarray]
+    vectors: dict[str, Items]
     owners: dict[str, np.ndarray]
     texts: dict[str, list[str]]
     kept: dict[str, list[Any]]

@@ -112,10 +112,14 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     stop = Stop()
     exit_code = 0
 
-    def evaluate_now(now, done=()):
+    def hand_over(now):
         predictor.params = optim.to_evaluate(state.params, state.opt_state)
         predictor.extra = predictor.method.to_embed(state.extra)
-        evaluate(predictor, config, logger, now, done)
+        predictor.step = now
+
+    def evaluate_now(now, done=()):
+        hand_over(now)
+        evaluate(predictor, config, logger, done)
         mirror.push()
 
     def remember():
@@ -179,8 +183,7 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     if not exit_code:
         if start >= config.steps:
             log.say(f"this run had its {config.steps} steps already; --config.steps=... takes it further")
-        predictor.params = optim.to_evaluate(state.params, state.opt_state)
-        predictor.extra = predictor.method.to_embed(state.extra)
+        hand_over(config.steps)
         counts = {"bad_steps": steps.bad, "unreadable": faults.faulty}
         counts |= logger.clock.row() | {"goodput": round(logger.clock.goodput(), 4)}
         log.say(f"time: {logger.clock}")
@@ -188,11 +191,9 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     return exit_code
 
 
-def evaluate(
-    predictor: predict.Predictor, config: ConfigDict, logger: log.Logger, now: int, done: Sequence[str] = ()
-) -> None:
-    """Runs the evaluators of the config but those that are done."""
-    predictor.step = now
+def evaluate(predictor: predict.Predictor, config: ConfigDict, logger: log.Logger, done: Sequence[str] = ()) -> None:
+    """Runs the evaluators of the config but those that are done, on the weights that the predictor has."""
+    now = predictor.step
     for name, part in config.evals.items():
         if name in done:
             continue

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "machine": set(),
     "processes": set(),
     "types": set(),
+    "items": set(),
     "parallel": {"types"},
     "losses": {"types", "parallel"},
     "encoders": {"types", "parallel"},
@@ -38,8 +39,8 @@ MAY_IMPORT = {
     "clock": set(),
     "profile": {"log", "types"},
     "step": ALL_BELOW_TRAIN,
-    "predict": ALL_BELOW_TRAIN - {"config"},
-    "evals": {"data", "log", "predict"},
+    "predict": ALL_BELOW_TRAIN - {"config"} | {"items"},
+    "evals": {"data", "items", "log", "predict"},
     "build": ALL_BELOW_TRAIN | {"step", "predict", "evals"},
     "bench": ALL_BELOW_TRAIN | {"step", "predict", "evals", "build"},
     "train": ALL_BELOW_TRAIN

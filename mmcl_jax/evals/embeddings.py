@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from mmcl_jax import files
 from mmcl_jax.data.pipeline import Streams, read
+from mmcl_jax.items import Items, count
 from mmcl_jax.named import ConfigError, did_you_mean
 from mmcl_jax.predict import Predictor
 
 
-def check_finite(*arrays: np.ndarray) -> None:
+def check_finite(*items: Items) -> None:
     """Refuses embeddings that are not finite: comparisons with NaN are false, which can look like perfect recall.
 
     Raises:
         ValueError: with the number of bad rows.
     """
-    for x in arrays:
-        bad = ~np.isfinite(x).all(-1)
+    for x in items:
+        finite = [np.isfinite(leaf).reshape(len(leaf), -1).all(1) for leaf in jax.tree.leaves(x)]
+        bad = ~np.all(finite, axis=0)
         if bad.any():
-            raise ValueError(f"{bad.sum()} of {len(x)} embeddings are not finite; metrics of them would mean nothing.")
+            raise ValueError(
+                f"{bad.sum()} of {count(x)} embeddings are not finite; metrics of them would mean nothing."
+            )
 
 
 def check_streams(streams: Streams, names: Sequence[str], where: str) -> None:

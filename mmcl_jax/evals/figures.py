@@ -21,6 +21,7 @@ from mmcl_jax.data.ops import decode  # noqa: E402
 from mmcl_jax.data.record import look_up  # noqa: E402
 from mmcl_jax.evals import labelled  # noqa: E402
 from mmcl_jax.evals.knn import unit  # noqa: E402
+from mmcl_jax.items import take  # noqa: E402
 from mmcl_jax.log import read_metrics  # noqa: E402
 from mmcl_jax.predict import Predictor  # noqa: E402
 
@@ -74,23 +75,24 @@ def retrieval(
         best: results per query.
     """
     source = sources.make(data, "evals data")
-    found = predictor.embed_source(source, ("image", "text"), limit=min(limit or 5000, 5000))
-    if not out:
-        return
+    found = predictor.embed_source(source, ("image", "text"), limit=min(limit or 5000, 5000), of="items")
     image_owner, text_owner, texts = found.owners["image"], found.owners["text"], found.texts["text"]
     firsts = np.unique(text_owner, return_index=True)[1]  # the first caption of each record
     firsts = firsts[np.isin(text_owner[firsts], image_owner)]
     queries = firsts[_evenly(len(firsts), rows)]
+    owns = np.array([np.flatnonzero(image_owner == text_owner[q])[0] for q in queries], int)
+    images, captions = found.vectors["image"], found.vectors["text"]
+    of_text, of_image = predictor.score(take(captions, queries), images), predictor.score(take(images, owns), captions)
+    if not out:
+        return
     image_of = _images(predictor, source, "image")
     figure, axes = _grid(len(queries), best + 3, 1.25 * best + 6.2)
-    for row, q in zip(axes, queries, strict=True):
+    for row, q, own, to_images, to_texts in zip(axes, queries, owns, of_text, of_image, strict=True):
         row[0].text(0.98, 0.5, textwrap.fill(texts[q], 16), ha="right", va="center", fontsize=9)
-        near = np.argsort(-(found.vectors["image"] @ found.vectors["text"][q]))[:best]
-        for ax, i in zip(row[1:], near, strict=False):
+        for ax, i in zip(row[1:], np.argsort(-to_images)[:best], strict=False):
             _image(ax, image_of(image_owner[i]), image_owner[i] == text_owner[q])
-        own = int(np.flatnonzero(image_owner == text_owner[q])[0])
         _image(row[best + 1], image_of(image_owner[own]))
-        near = np.argsort(-(found.vectors["text"] @ found.vectors["image"][own]))[:best]
+        near = np.argsort(-to_texts)[:best]
         _texts(row[best + 2], [(texts[i], text_owner[i] == image_owner[own]) for i in near])
     axes[0, 1].set_title("text → its five best images" if best == 5 else "text → images", loc="left", fontsize=10)
     axes[0, best + 1].set_title("image → texts", loc="left", fontsize=10)

@@ -162,7 +162,8 @@ def embed(
         ValueError: if a label is neither a number nor a name, or a feature is not finite.
     """
     source = sources.make(data, "evals data")
-    found = predictor.embed_source(source, (stream,), fields(label), limit, pooled=features == "pooled")
+    of = "pooled" if features == "pooled" else "embed"
+    found = predictor.embed_source(source, (stream,), fields(label), limit, of)
     check_finite(found.vectors[stream])
     labels = {}
     for field in fields(label):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,33 +11,48 @@ from mmcl_jax.data import sources
 from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.data.record import look_up
 from mmcl_jax.evals.embeddings import booleans, check_finite, check_streams, first_records
+from mmcl_jax.items import Items, count, take
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import Predictor
 
 KS = (1, 5, 10)
+Score = Callable[[Items, Items], np.ndarray]  # (queries, items) -> [Q, I]
+
+
+def dot(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """The dot products [Q, I] of vectors, in their own dtype."""
+    return queries @ items.T
 
 
 def ranks(
-    queries: np.ndarray, items: np.ndarray, query_owner: np.ndarray, item_owner: np.ndarray, chunk: int = 1024
+    queries: Items,
+    items: Items,
+    query_owner: np.ndarray,
+    item_owner: np.ndarray,
+    chunk: int = 1024,
+    score: Score = dot,
 ) -> np.ndarray:
     """Rank of the best positive item of each query, 1 is best; ties count against it.
 
     A collapsed model, whose scores are all equal, gets the worst rank rather than the best.
 
     Args:
-        queries: [Q, D].
-        items: [I, D]; the score is the dot product, in float32.
+        queries: [Q, D], or a pytree with leading rows Q.
+        items: [I, D], or a pytree with leading rows I.
         query_owner: [Q] int; the items with the same owner are a query's positives, and every query has at least one.
         item_owner: [I] int.
         chunk: queries at a time; memory is O(chunk x I).
+        score: how they are compared.
 
     Returns:
         [Q] int64.
     """
     return np.concatenate(
         [
-            ranks_of_scores(queries[s : s + chunk] @ items.T, query_owner[s : s + chunk, None] == item_owner)
-            for s in range(0, len(queries), chunk)
+            ranks_of_scores(
+                score(take(queries, slice(s, s + chunk)), items), query_owner[s : s + chunk, None] == item_owner
+            )
+            for s in range(0, count(queries), chunk)
         ]
     )
 
@@ -59,14 +74,17 @@ def summary(found: np.ndarray) -> dict[str, float]:
     return recalls | {"MedR": float(np.median(found)), "MeanR": float(found.mean())}
 
 
-def retrieval_metrics(a: np.ndarray, b: np.ndarray, owner_a: np.ndarray, owner_b: np.ndarray) -> dict[str, float]:
+def retrieval_metrics(
+    a: Items, b: Items, owner_a: np.ndarray, owner_b: np.ndarray, score: Score = dot
+) -> dict[str, float]:
     """Metrics of both directions.
 
     Args:
-        a: [Na, D] unit vectors, images say.
-        b: [Nb, D] unit vectors, captions say.
+        a: [Na, D] unit vectors, images say; or a pytree with leading rows Na.
+        b: [Nb, D] unit vectors, captions say; or a pytree with leading rows Nb.
         owner_a: [Na] int, the example that a row belongs to; rows of a and b with the same owner are positives.
         owner_b: [Nb] int.
+        score: how they are compared; its first argument are the queries, so a in one direction and b in the other.
 
     Returns:
         "a2b/R@1" and so on, "b2a/R@1" and so on, and "rsum", the sum of the six recalls in percent.
@@ -76,8 +94,8 @@ def retrieval_metrics(a: np.ndarray, b: np.ndarray, owner_a: np.ndarray, owner_b
     has_a, has_b = np.isin(owner_a, owner_b), np.isin(owner_b, owner_a)
     if not has_a.any():
         raise ValueError("No pair to retrieve: no example has both modalities.")
-    a2b = summary(ranks(a[has_a], b, owner_a[has_a], owner_b))
-    b2a = summary(ranks(b[has_b], a, owner_b[has_b], owner_a))
+    a2b = summary(ranks(take(a, has_a), b, owner_a[has_a], owner_b, score=score))
+    b2a = summary(ranks(take(b, has_b), a, owner_b[has_b], owner_a, score=score))
     rsum = 100 * sum(m[f"R@{k}"] for m in (a2b, b2a) for k in KS)
     return {f"a2b/{k}": v for k, v in a2b.items()} | {f"b2a/{k}": v for k, v in b2a.items()} | {"rsum": rsum}
 
@@ -131,7 +149,7 @@ def run(
     Returns:
         For a = "image" and b = "text": "i2t/R@1", ..., "t2i/MeanR", "rsum", and "n", the number of records.
     """
-    found = predictor.embed_source(sources.make(data, "evals data"), (a, b), without, limit)
+    found = predictor.embed_source(sources.make(data, "evals data"), (a, b), without, limit, of="items")
     subsets = {"": np.ones(found.size, bool)}
     for field in without:
         flags = booleans([value is not None and value for value in found.kept[field]], field)
@@ -142,7 +160,11 @@ def run(
             continue  # nothing is left without them
         rows_a, rows_b = (subset[found.owners[s]] for s in (a, b))
         metrics = retrieval_metrics(
-            found.vectors[a][rows_a], found.vectors[b][rows_b], found.owners[a][rows_a], found.owners[b][rows_b]
+            take(found.vectors[a], rows_a),
+            take(found.vectors[b], rows_b),
+            found.owners[a][rows_a],
+            found.owners[b][rows_b],
+            predictor.score,
         )
         names = directions(a, b)
         results |= {f"{prefix}{'/'.join(names.get(p, p) for p in k.split('/'))}": v for k, v in metrics.items()}

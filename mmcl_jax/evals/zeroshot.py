@@ -10,6 +10,7 @@ import numpy as np
 from mmcl_jax.data import sources
 from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.evals.embeddings import check_finite, check_streams
+from mmcl_jax.items import take
 from mmcl_jax.predict import Predictor
 
 
@@ -72,7 +73,7 @@ def run(
         data: a source, as in `data.train`.
         label: field of the class: its number, or its name; records without one are left out.
         classes: names of the classes; default: those that the source knows of the field.
-        templates: prompts with a place for the class, "a photo of a {}."; their embeddings are averaged.
+        templates: prompts with a place for the class, "a photo of a {}."; see `Predictor.class_scores`.
         limit: only so many records; 0 = all.
 
     Returns:
@@ -83,7 +84,7 @@ def run(
     """
     source = sources.make(data, "evals data")
     known = _classes(source, label, classes)
-    found = predictor.embed_source(source, ("image",), (label,), limit)
+    found = predictor.embed_source(source, ("image",), (label,), limit, of="items")
     labelled = np.array([found.kept[label][i] is not None for i in found.owners["image"]])
     if not labelled.any():
         raise ValueError(f"No record has a label: the field {label!r} is missing from all of them.")
@@ -94,6 +95,6 @@ def run(
     numbers = np.array([known.index(v) if isinstance(v, str) else int(v) for v in labels])
     # "food-drink" and "food_drink" are names of folders; the text tower has seen words
     prompts = [name.replace("-", " ").replace("_", " ") for name in known]
-    cosines = found.vectors["image"][labelled] @ predictor.class_embeddings(prompts, templates).T
+    scores = predictor.class_scores(take(found.vectors["image"], labelled), prompts, templates)
     counts = {"n": len(labels), "classes": len(known)} | ({"unreadable": found.unreadable} if found.unreadable else {})
-    return classification_metrics(cosines, numbers) | counts
+    return classification_metrics(scores, numbers) | counts

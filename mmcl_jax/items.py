@@ -1,0 +1,65 @@
+"""Items, what a method's `score` compares: an array, or a pytree of arrays, whose leading dimension is rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Items = Any
+
+
+def count(items: Items) -> int:
+    """The number of rows."""
+    return len(jax.tree.leaves(items)[0])
+
+
+def take(items: Items, rows: Any) -> Items:
+    """Some of the rows; `rows` is a slice, numbers or truth values."""
+    return jax.tree.map(lambda x: x[rows], items)
+
+
+def concatenate(parts: Sequence[Items]) -> Items:
+    """The rows of all parts."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def to_host(items: Items, n: int) -> Items:
+    """The first n rows as numpy arrays: floats as float32, masks and ids as they are."""
+
+    def fetch(x):
+        return np.asarray(x, np.float32 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)[:n]
+
+    return jax.tree.map(fetch, items)
+
+
+def block(items: Items, start: int, size: int) -> Items:
+    """`size` rows from `start` on; behind the end the last one again, for a row of zeros might make NaN."""
+    return take(items, np.minimum(np.arange(start, start + size), count(items) - 1))
+
+
+def score_rows(
+    score: Callable[[Items, Items], Any], put: Callable[[Items], Items], a: Items, b: Items, size: int
+) -> Iterator[np.ndarray]:
+    """Scores of every a with every b, block by block of a.
+
+    They are made of tiles [size, size]: one compiled shape, and memory for two blocks, however many rows there are.
+
+    Args:
+        score: (block of a, block of b) -> [size, size].
+        put: block on the host -> block on the devices.
+        a: Na rows, the queries.
+        b: Nb rows.
+        size: rows of a block.
+
+    Yields:
+        [<= size, Nb] float32.
+    """
+    na, nb = count(a), count(b)
+    for start in range(0, na, size):
+        rows = put(block(a, start, size))
+        tiles = [np.asarray(score(rows, put(block(b, at, size))), np.float32) for at in range(0, nb, size)]
+        yield np.concatenate(tiles, axis=1)[: na - start, :nb]
