@@ -5,6 +5,7 @@ from mmcl_jax.losses.queues import queue_accuracy, queue_margin, queue_nce, queu
 from mmcl_jax.losses.sigmoid import sigmoid
 from mmcl_jax.losses.softmax import in_batch_accuracy, info_nce
 from mmcl_jax.losses.spread import spread
+from mmcl_jax.losses.tokenwise import similarities, tokenwise_accuracy, tokenwise_nce
 from mmcl_jax.losses.unit import unit
 from mmcl_jax.losses.views import nt_xent
 
@@ -18,7 +19,10 @@ __all__ = [
     "queue_nce",
     "queue_tag_nce",
     "sigmoid",
+    "similarities",
     "simsiam",
     "spread",
+    "tokenwise_accuracy",
+    "tokenwise_nce",
     "unit",
 ]

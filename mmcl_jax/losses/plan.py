@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Plan(NamedTuple):
         columns: B.
         chunk: columns of a tile.
         temp_mib: temporary memory, estimated.
+        pair: products of tokens behind a logit; 1 where rows are single vectors.
     """
 
     loss: str
@@ -41,10 +43,12 @@ class Plan(NamedTuple):
     columns: int
     chunk: int
     temp_mib: float
+    pair: int = 1
 
     def __str__(self) -> str:
         form = self.impl if self.impl == "shared_tile" else f"{self.impl} by {self.chunk}"
-        return f"{self.loss}: {form}, logits {self.rows} x {self.columns} a device, some {self.temp_mib:.3g} MiB"
+        each = f" of {self.pair:,} products" if self.pair > 1 else ""
+        return f"{self.loss}: {form}, logits {self.rows} x {self.columns}{each} a device, some {self.temp_mib:.3g} MiB"
 
 
 _heard: contextvars.ContextVar[list[Plan] | None] = contextvars.ContextVar("heard", default=None)
@@ -60,34 +64,36 @@ def listen() -> Iterator[list[Plan]]:
         _heard.reset(token)
 
 
-def estimate(impl: str, b: int, devices: int, dim: int, chunk: int, itemsize: int = 4) -> float:
+def estimate(impl: str, b: int, devices: int, dim: int, chunk: int, itemsize: int = 4, pair: int = 1) -> float:
     """Temporary MiB per device of a form with its gradient.
 
     Args:
         impl: one of `IMPLS`.
         b: rows a device.
         devices: number of them.
-        dim: D.
+        dim: numbers of a row of the tower that is gathered: D, or tokens x D.
         chunk: columns of a tile.
         itemsize: bytes of a logit.
+        pair: numbers of a tile for each pair of a row and a column: 1, or tokens x tokens.
     """
     columns = b * devices
-    tile = b * (columns if impl == "shared_tile" else min(chunk, columns if impl == "chunked" else b))
+    tile = pair * b * (columns if impl == "shared_tile" else min(chunk, columns if impl == "chunked" else b))
     # A gathered tower and its gradient, or the block that travels with its gradient, each beside the one that follows.
     towers = 4 * b * dim if impl == "ring" else 2 * columns * dim if devices > 1 else 0
     return (_TILES * tile + towers) * itemsize / 2**20
 
 
-def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: float, chunk: int) -> Plan:
+def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: float, chunk: int, pair: int = 1) -> Plan:
     """Settles the form of a loss.
 
     Args:
         loss: its name, for the record.
-        x: [b, D], this device's rows.
+        x: [b, D] or [b, n, D], this device's rows of the tower that is gathered.
         axis: mesh axes of the rows.
         impl: "auto" or one of `IMPLS`.
         budget_mib: of temporary memory, for "auto": the first of `IMPLS` that fits, else the last.
-        chunk: columns of a tile.
+        chunk: columns of a tile; at most, where a pair is many numbers.
+        pair: numbers of a tile for each pair, as for `estimate`.
 
     Raises:
         ValueError: if there is no such form, or the chunk is not positive.
@@ -96,16 +102,24 @@ def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: floa
         raise ValueError(f"loss.impl={impl!r}; possible: auto, {', '.join(IMPLS)}.")
     if chunk < 1:
         raise ValueError(f"loss.chunk={chunk} must be positive.")
-    devices = parallel.size(axis)
+    devices, b, dim = parallel.size(axis), x.shape[0], math.prod(x.shape[1:])
+    itemsize = max(4, x.dtype.itemsize)
 
-    def cost(impl):
-        return estimate(impl, x.shape[0], devices, x.shape[1], chunk, max(4, x.dtype.itemsize))
+    def cost(impl, chunk):
+        return estimate(impl, b, devices, dim, chunk, itemsize, pair)
+
+    def fitting(impl):
+        if pair == 1:
+            return chunk  # a thousand columns of single vectors are little memory
+        left, column = budget_mib - cost(impl, 0), _TILES * pair * b * itemsize / 2**20
+        return max(1, min(chunk, int(left / column)))
 
     possible = IMPLS if devices > 1 else IMPLS[:-1]  # one device is no ring
     if impl == "auto":
-        impl = next((i for i in possible if cost(i) <= budget_mib), possible[-1])
+        impl = next((i for i in possible if cost(i, fitting(i)) <= budget_mib), possible[-1])
     impl = impl if impl in possible else "chunked"
-    plan = Plan(loss, impl, x.shape[0], x.shape[0] * devices, chunk, cost(impl))
+    columns = chunk if impl == "shared_tile" else fitting(impl)
+    plan = Plan(loss, impl, b, b * devices, columns, cost(impl, columns), pair)
     if (heard := _heard.get()) is not None and plan not in heard:
         heard.append(plan)
     return plan

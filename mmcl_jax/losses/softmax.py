@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from mmcl_jax import parallel
 from mmcl_jax.losses import plan
-from mmcl_jax.types import Array
+from mmcl_jax.types import Array, PyTree
 
 # Stands for minus infinity in logits: exp gives 0, and inf - inf cannot make NaN where a whole row is absent.
 NEVER = parallel.LOGSUMEXP.start
@@ -99,7 +100,8 @@ def info_nce(
     x, y, present = rows_of(x, y, present, axis)
     form = plan.choose("info_nce", x, axis, impl, budget_mib, chunk)
     if form.impl == "shared_tile":
-        row_lse, column_lse = _lse_of_one_tile(x, y, present, scale, axis)
+        logits = scale * product(x, parallel.gather(y, axis).T)  # [b, B]
+        row_lse, column_lse = lse_of_tile(logits, logits, present, axis)
     else:
         # As each device's own: the custom gradient returns each device's part of the scale's, they are summed here.
         scale = parallel.varying(jnp.asarray(scale), axis)
@@ -110,32 +112,71 @@ def info_nce(
     return 0.5 * parallel.mean(row_lse + column_lse - 2 * positive, present, axis)
 
 
-def _lse_of_one_tile(x, y, present, scale, axis) -> tuple[Array, Array]:
-    """Log-sum-exp of the logits over all columns [b], and over all rows, of this device's columns [b]."""
-    logits = scale * product(x, parallel.gather(y, axis).T)  # [b, B]
-    row_lse = jax.nn.logsumexp(jnp.where(parallel.gather(present, axis)[None], logits, NEVER), axis=1)  # [b]
-    columns = jnp.where(present[:, None], logits, NEVER)
+def lse_of_tile(row_logits: Array, column_logits: Array, present: Array, axis: parallel.Axis) -> tuple[Array, Array]:
+    """Log-sum-exp of logits over all columns, and over all rows.
+
+    Args:
+        row_logits: [b, B], this device's rows and the columns of all.
+        column_logits: [b, B], those of the other direction; the same ones, where it has none of its own.
+        present: [b] bool.
+        axis: mesh axes of the rows.
+
+    Returns:
+        [b] of this device's rows, and [b] of its columns.
+    """
+    row_lse = jax.nn.logsumexp(jnp.where(parallel.gather(present, axis)[None], row_logits, NEVER), axis=1)  # [b]
+    columns = jnp.where(present[:, None], column_logits, NEVER)
     peak = parallel.maximum(columns.max(0), axis)  # [B]; a fixed shift would underflow at scale 100
     column_lse = jnp.log(parallel.total(jnp.exp(columns - peak).sum(0), axis)) + peak  # [B]
-    return row_lse, column_lse[parallel.rows(x.shape[0], axis)]
+    return row_lse, column_lse[parallel.rows(len(present), axis)]
+
+
+def lse_of_columns(
+    logits: Callable[[PyTree], tuple[Array, Array]],
+    columns: PyTree,
+    present: Array,
+    dtype: jnp.dtype,
+    *,
+    axis: parallel.Axis,
+    ring: bool,
+    chunk: int,
+) -> tuple[Array, Array]:
+    """The same, a chunk of columns at a time.
+
+    Args:
+        logits: columns [c, ...] -> this device's rows' logits of both directions, [b, c] each.
+        columns: [b, ...] arrays, this device's.
+        present: [b] bool.
+        dtype: of the logits.
+        axis: mesh axes of the rows.
+        ring: as for `parallel.over_columns`.
+        chunk: columns at a time, at most.
+    """
+
+    def visit(row_lse, part):
+        columns, there = part
+        row_logits, column_logits = logits(columns)
+        row = jax.nn.logsumexp(jnp.where(there[None], row_logits, NEVER), axis=1)
+        column = jax.nn.logsumexp(jnp.where(present[:, None], column_logits, NEVER), axis=0)
+        return jnp.logaddexp(row_lse, row), column
+
+    start = jnp.full(len(present), NEVER, dtype)
+    return parallel.over_columns(
+        visit, start, (columns, present), parallel.LOGSUMEXP, axis=axis, ring=ring, chunk=chunk
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _lse_of_chunks(x, y, present, scale, axis, ring, chunk) -> tuple[Array, Array]:
-    """The same, a chunk of columns at a time; the gradient computes the logits anew instead of keeping them."""
+    """Log-sum-exps a chunk of columns at a time; the gradient computes the logits anew instead of keeping them."""
     return _lse_forward(x, y, present, scale, axis, ring, chunk)[0]
 
 
 def _lse_forward(x, y, present, scale, axis, ring, chunk):
-    def visit(row_lse, part):
-        y, there = part
-        logits = scale * product(x, y.T)  # [b, c]
-        row = jax.nn.logsumexp(jnp.where(there[None], logits, NEVER), axis=1)
-        column = jax.nn.logsumexp(jnp.where(present[:, None], logits, NEVER), axis=0)
-        return jnp.logaddexp(row_lse, row), column
+    def logits(y):
+        return (scale * product(x, y.T),) * 2  # [b, c]
 
-    start = jnp.full(x.shape[0], NEVER, wide(x))
-    lse = parallel.over_columns(visit, start, (y, present), parallel.LOGSUMEXP, axis=axis, ring=ring, chunk=chunk)
+    lse = lse_of_columns(logits, y, present, wide(x), axis=axis, ring=ring, chunk=chunk)
     return lse, (x, y, present, scale, *lse)
 
 
@@ -194,23 +235,45 @@ def in_batch_accuracy(
     """
     x, y, present = jax.lax.stop_gradient(rows_of(x, y, present, axis))
     form = plan.choose("in_batch_accuracy", x, axis, impl, budget_mib, chunk)
-    own = parallel.rows(x.shape[0], axis)
+    return share_of_hits(lambda y: product(x, y.T), y, present, wide(x), axis, form)
+
+
+def share_of_hits(
+    scores: Callable[[PyTree], Array],
+    columns: PyTree,
+    present: Array,
+    dtype: jnp.dtype,
+    axis: parallel.Axis,
+    form: plan.Plan,
+) -> Array:
+    """Share of the present rows of all devices whose own column has the largest score; ties count as misses.
+
+    Args:
+        scores: columns [c, ...] -> this device's rows' scores [b, c].
+        columns: [b, ...] arrays, this device's.
+        present: [b] bool.
+        dtype: of the scores.
+        axis: mesh axes of the rows.
+        form: what `plan.choose` chose.
+    """
+    b = len(present)
+    own = parallel.rows(b, axis)
 
     def visit(found, part):
         positive, best = found
-        y, there, number = part
-        scores = product(x, y.T)  # [b, c]
+        columns, there, number = part
+        tile = scores(columns)  # [b, c]
         mine = number[None] == own[:, None]
         # From the same product as the others, so that equal vectors tie exactly.
-        positive = positive + jnp.where(mine & there[None], scores, 0).sum(1)
-        return (positive, jnp.maximum(best, jnp.where(there[None] & ~mine, scores, NEVER).max(1))), ()
+        positive = positive + jnp.where(mine & there[None], tile, 0).sum(1)
+        return (positive, jnp.maximum(best, jnp.where(there[None] & ~mine, tile, NEVER).max(1))), ()
 
-    columns = (y, present, own)
-    start = (jnp.zeros(x.shape[0], wide(x)), jnp.full(x.shape[0], NEVER, wide(x)))
+    columns = (columns, present, own)
+    start = (jnp.zeros(b, dtype), jnp.full(b, NEVER, dtype))
     if form.impl == "shared_tile":
         (positive, best), _ = visit(start, jax.tree.map(lambda c: parallel.gather(c, axis), columns))
     else:
-        ring = form.impl == "ring"
+        ring, chunk = form.impl == "ring", form.chunk
         found = parallel.over_columns(visit, start, columns, parallel.SUM, axis=axis, ring=ring, chunk=chunk)
         positive, best = found[0]
     return parallel.mean((positive > best).astype(jnp.float32), present, axis)
