@@ -231,7 +231,7 @@ def test_classes_are_known_by_name_and_what_is_not_fitted_on_is_a_miss():
 
 def test_pooled_features_are_those_of_the_encoder(run):
     predictor = mmcl_jax.load(run, batch=64, mesh=make_mesh("1"))
-    found = predictor.embed_source(sources.make(TEST), ("image", "text"), pooled=True)
+    found = predictor.embed_source(sources.make(TEST), ("image", "text"), of="pooled")
     source = sources.make(TEST)
     host = [predictor.streams.one("image", source[i]["image"]) for i in range(3)]
     rows = {"image": {k: np.stack([h[k] for h in host]) for k in host[0]} | {"present": np.ones(3, bool)}}
@@ -241,7 +241,7 @@ def test_pooled_features_are_those_of_the_encoder(run):
     assert found.vectors["image"].dtype == np.float32
     for size, mesh in ((16, "1"), (24, "4x2")):
         other = mmcl_jax.load(run, batch=size, mesh=make_mesh(mesh))
-        again = other.embed_source(source, ("image",), pooled=True).vectors["image"]
+        again = other.embed_source(source, ("image",), of="pooled").vectors["image"]
         np.testing.assert_allclose(again, found.vectors["image"], atol=1e-5)
 
 
