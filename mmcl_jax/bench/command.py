@@ -20,10 +20,11 @@ def add_to(commands: Any, config_help: str) -> None:
     common.add_argument("--devices", type=int, default=0, help="default: all; on a CPU so many virtual ones")
 
     loss = verbs.add_parser("loss", parents=[common], help="memory, traffic and time of the contrastive losses' forms")
-    loss.add_argument("--loss", default="info_nce", help="info_nce or sigmoid")
+    loss.add_argument("--loss", default="info_nce", help="info_nce, sigmoid or filip")
     loss.add_argument("--impl", default="", help="only these, with commas between them")
     loss.add_argument("--batch", type=int, default=65536, help="global; compiled, not run")
     loss.add_argument("--dim", type=int, default=512)
+    loss.add_argument("--tokens", default="49,32", help="of filip: tokens of an image, and of a text")
     loss.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the vectors")
     loss.add_argument("--chunk", type=int, default=1024, help="columns of a tile")
     loss.add_argument("--time_batch", type=int, default=2048, help="global; run to take times; 0: don't")
@@ -64,12 +65,13 @@ def _loss(arguments: argparse.Namespace) -> None:
     from mmcl_jax.bench import loss
 
     impls = [i for i in arguments.impl.split(",") if i]
+    tokens = [int(n) if n.isdecimal() else 0 for n in arguments.tokens.split(",")]  # 0 is refused
     what = (arguments.loss, impls, arguments.devices)
     if not arguments.largest:
         tell(arguments, loss.measure(*what, arguments.batch, arguments.dim, arguments.dtype, arguments.chunk,
-                                     arguments.time_batch, arguments.rounds))  # fmt: skip
+                                     arguments.time_batch, arguments.rounds, tokens))  # fmt: skip
         return
-    rows = list(loss.largest(*what, arguments.dim, arguments.dtype, arguments.chunk, arguments.largest))
+    rows = list(loss.largest(*what, arguments.dim, arguments.dtype, arguments.chunk, arguments.largest, tokens))
     tell(arguments, rows if arguments.json else [{k: v for k, v in r.items() if k != "temp_mib"} for r in rows])
     if arguments.plot:
         loss.plot(rows, arguments.plot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 
 from mmcl_jax import parallel
 from mmcl_jax.bench import hlo, timing
-from mmcl_jax.bench.baselines import local_rows, naive
+from mmcl_jax.bench.baselines import local_rows, naive, naive_tokenwise
 from mmcl_jax.bench.flops import matmul_flops
-from mmcl_jax.losses import info_nce, plan, sigmoid
+from mmcl_jax.losses import info_nce, plan, sigmoid, tokenwise_nce
 from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Ctx
 
@@ -23,7 +24,10 @@ LOSSES = {
     "info_nce": {"naive": naive, BASELINE: local_rows}
     | {impl: functools.partial(info_nce, impl=impl) for impl in plan.IMPLS},
     "sigmoid": {impl: functools.partial(sigmoid, impl=impl, bias=-10.0) for impl in plan.IMPLS},
+    "filip": {"naive": naive_tokenwise} | {impl: functools.partial(tokenwise_nce, impl=impl) for impl in plan.IMPLS},
 }
+USUAL = (naive, local_rows, naive_tokenwise)
+TOKENS = (49, 32)  # of filip's x and y: an image of 224 in patches of 32, a caption
 
 
 def measure(
@@ -36,6 +40,7 @@ def measure(
     chunk: int = plan.CHUNK,
     time_batch: int = 2048,
     rounds: int = 11,
+    tokens: Sequence[int] = TOKENS,
 ) -> Iterator[dict[str, Any]]:
     """Compiles loss and gradients at `batch`, and times them at `time_batch`, which has to fit into memory.
 
@@ -49,38 +54,48 @@ def measure(
         chunk: columns of a tile.
         time_batch: rows of all devices when time is taken; 0 = don't.
         rounds: how often each is timed.
+        tokens: of an x and of a y, for filip.
 
     Yields:
         A row per form: `temp_mib` per device as compiled, `collective_mib` that collectives make on a device,
-        `matmul_units` of rows x batch x dim a device, `time_ratio` to `local_rows`, the usual scheme of info_nce,
-        timed in the same rounds.
+        `matmul_units` of rows x batch x dim a device, and of filip x tokens x tokens; `time_ratio` to `local_rows`,
+        the usual scheme of info_nce, or to filip's `naive`, timed in the same rounds.
 
     Raises:
-        ConfigError: for a form that does not exist, or rows that don't divide.
+        ConfigError: for a form that does not exist, rows that don't divide, or tokens that are not two numbers.
     """
     mesh = parallel.make_mesh(devices=timing.devices(devices))
     for flag, rows in (("--batch", batch), ("--time_batch", time_batch)):
         if rows % mesh.size:
             raise ConfigError(f"{flag} {rows} does not divide among {mesh.size} devices.")
-    forms = _forms(loss, impls)
+    forms, tokens = _forms(loss, impls), _tokens(loss, tokens)
     times = None
     if time_batch:
-        timed = {BASELINE: local_rows} | forms
-        runs = {impl: _runnable(form, mesh, time_batch, dim, dtype, chunk) for impl, form in timed.items()}
+        baseline = "naive" if tokens else BASELINE
+        timed = {baseline: LOSSES["filip" if tokens else "info_nce"][baseline]} | forms
+        runs = {impl: _runnable(form, mesh, time_batch, dim, dtype, chunk, tokens) for impl, form in timed.items()}
         times = timing.alternate(runs, rounds)
     for impl, form in forms.items():
-        compiled, flops = compile_form(form, mesh, batch, dim, dtype, chunk)
+        compiled, flops = compile_form(form, mesh, batch, dim, dtype, chunk, tokens)
         yield {
             "loss": loss, "impl": impl, "batch": batch, "dim": dim, "dtype": dtype, "devices": mesh.size,
+        } | ({"tokens": "{}x{}".format(*tokens)} if tokens else {}) | {
             "temp_mib": round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
             "collective_mib": round(hlo.mib(hlo.collectives(compiled.as_text())), 1),
-            "matmul_units": round(flops / (2 * batch * batch * dim), 2),
+            "matmul_units": round(flops / (2 * batch * batch * dim * math.prod(tokens)), 2),
         } | ({"time_batch": time_batch, "ms": round(1e3 * times.median(impl), 1),
-              "time_ratio": round(times.ratio(impl, BASELINE), 3)} if times else {})  # fmt: skip
+              "time_ratio": round(times.ratio(impl, baseline), 3)} if times else {})  # fmt: skip
 
 
 def largest(
-    loss: str, impls: Sequence[str], devices: int, dim: int, dtype: str, chunk: int, limit_mib: float
+    loss: str,
+    impls: Sequence[str],
+    devices: int,
+    dim: int,
+    dtype: str,
+    chunk: int,
+    limit_mib: float,
+    tokens: Sequence[int] = TOKENS,
 ) -> Iterator[dict[str, Any]]:
     """Doubles the batch, from 1,024 or a little less, until the compiled program takes more than `limit_mib` a device.
 
@@ -88,12 +103,12 @@ def largest(
         A row per form: the `largest_batch` that takes less, and `temp_mib`, batch -> MiB, for those tried.
     """
     mesh = parallel.make_mesh(devices=timing.devices(devices))
-    first = 1024 // mesh.size * mesh.size
+    first, tokens = 1024 // mesh.size * mesh.size, _tokens(loss, tokens)
     for impl, form in _forms(loss, impls).items():
         temps: dict[int, float] = {}
         batch = first
         while not temps or max(temps.values()) <= limit_mib:
-            compiled, _ = compile_form(form, mesh, batch, dim, dtype, chunk)
+            compiled, _ = compile_form(form, mesh, batch, dim, dtype, chunk, tokens)
             temps[batch] = round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1)
             batch *= 2
         fitting = [b for b, t in temps.items() if t <= limit_mib]
@@ -129,29 +144,49 @@ def plot(rows: Sequence[dict[str, Any]], out: str | Path) -> None:
     plt.close(figure)
 
 
-def compile_form(form: Callable, mesh: Any, batch: int, dim: int, dtype: str, chunk: int) -> tuple[Any, float]:
+def compile_form(
+    form: Callable, mesh: Any, batch: int, dim: int, dtype: str, chunk: int, tokens: Sequence[int] = ()
+) -> tuple[Any, float]:
     """A form of a loss with its gradients, compiled but not run; and its matrix products' operations."""
-    z = jax.ShapeDtypeStruct((batch, dim), dtype, sharding=parallel.by_rows(mesh))
+    rows = parallel.by_rows(mesh)
+    x, y = (jax.ShapeDtypeStruct(s, dtype, sharding=rows) for s in _shapes(batch, dim, tokens))
     function = _with_gradients(form, mesh, chunk)
-    arguments = (z, z, jax.ShapeDtypeStruct((), jnp.float32))
+    arguments = (x, y, jax.ShapeDtypeStruct((), jnp.float32))
     return jax.jit(function).lower(*arguments).compile(), matmul_flops(function, *arguments)
 
 
-def _runnable(form: Callable, mesh: Any, batch: int, dim: int, dtype: str, chunk: int) -> Callable[[], Any]:
+def _shapes(batch: int, dim: int, tokens: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of x and y."""
+    return [(batch, n, dim) for n in tokens] if tokens else [(batch, dim)] * 2
+
+
+def _runnable(
+    form: Callable, mesh: Any, batch: int, dim: int, dtype: str, chunk: int, tokens: Sequence[int]
+) -> Callable[[], Any]:
     compiled = jax.jit(_with_gradients(form, mesh, chunk))
-    x, y = (jax.random.normal(jax.random.key(i), (batch, dim)) for i in (0, 1))
-    x, y = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in (x, x + 0.5 * y))
+    x, y = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(_shapes(batch, dim, tokens)))
+    y = y + (2 * x.mean(1, keepdims=True) if tokens else 2 * x)  # pairs are near each other
+    x, y = (v / jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (x, y))
     x, y = jax.device_put((x.astype(dtype), y.astype(dtype)), parallel.by_rows(mesh))
     return lambda: compiled(x, y, jnp.float32(20.0))
 
 
 def _with_gradients(form: Callable, mesh: Any, chunk: int) -> Callable:
-    known = {} if form in (naive, local_rows) else {"chunk": chunk}
+    known = {} if form in USUAL else {"chunk": chunk}
 
     def scalar(x, y, scale):
         return Ctx(mesh, parallel.BATCH_AXES).over_batch(form)(x, y, scale=scale, **known)
 
     return jax.value_and_grad(scalar, (0, 1, 2))
+
+
+def _tokens(loss: str, tokens: Sequence[int]) -> tuple[int, ...]:
+    """Tokens of an x and of a y; none where rows are single vectors."""
+    if loss != "filip":
+        return ()
+    if len(tokens) != 2 or min(tokens) < 1:
+        raise ConfigError(f"--tokens {','.join(map(str, tokens))}: write two numbers, of an x and of a y: 49,32.")
+    return tuple(tokens)
 
 
 def _forms(loss: str, impls: Sequence[str]) -> dict[str, Callable]:

@@ -21,7 +21,7 @@ from mmcl_jax.types import Array
 BUDGET_MIB = 512
 CHUNK = 1024
 IMPLS = ("shared_tile", "chunked", "ring")
-_TILES = 3  # tiles of logits, exponentials and gradients that are alive at once; as compiled by XLA
+ALIVE = 3  # numbers for each pair that are alive at once: logit, exponential and gradient; as compiled by XLA
 
 
 class Plan(NamedTuple):
@@ -34,7 +34,6 @@ class Plan(NamedTuple):
         columns: B.
         chunk: columns of a tile.
         temp_mib: temporary memory, estimated.
-        pair: products of tokens behind a logit; 1 where rows are single vectors.
     """
 
     loss: str
@@ -43,12 +42,10 @@ class Plan(NamedTuple):
     columns: int
     chunk: int
     temp_mib: float
-    pair: int = 1
 
     def __str__(self) -> str:
         form = self.impl if self.impl == "shared_tile" else f"{self.impl} by {self.chunk}"
-        each = f" of {self.pair:,} products" if self.pair > 1 else ""
-        return f"{self.loss}: {form}, logits {self.rows} x {self.columns}{each} a device, some {self.temp_mib:.3g} MiB"
+        return f"{self.loss}: {form}, logits {self.rows} x {self.columns} a device, some {self.temp_mib:.3g} MiB"
 
 
 _heard: contextvars.ContextVar[list[Plan] | None] = contextvars.ContextVar("heard", default=None)
@@ -64,7 +61,7 @@ def listen() -> Iterator[list[Plan]]:
         _heard.reset(token)
 
 
-def estimate(impl: str, b: int, devices: int, dim: int, chunk: int, itemsize: int = 4, pair: int = 1) -> float:
+def estimate(impl: str, b: int, devices: int, dim: int, chunk: int, itemsize: int = 4, pair: int = ALIVE) -> float:
     """Temporary MiB per device of a form with its gradient.
 
     Args:
@@ -74,16 +71,18 @@ def estimate(impl: str, b: int, devices: int, dim: int, chunk: int, itemsize: in
         dim: numbers of a row of the tower that is gathered: D, or tokens x D.
         chunk: columns of a tile.
         itemsize: bytes of a logit.
-        pair: numbers of a tile for each pair of a row and a column: 1, or tokens x tokens.
+        pair: numbers that are alive at once for each pair of a row and a column of a tile; some times tokens x tokens.
     """
     columns = b * devices
-    tile = pair * b * (columns if impl == "shared_tile" else min(chunk, columns if impl == "chunked" else b))
+    tile = b * (columns if impl == "shared_tile" else min(chunk, columns if impl == "chunked" else b))
     # A gathered tower and its gradient, or the block that travels with its gradient, each beside the one that follows.
     towers = 4 * b * dim if impl == "ring" else 2 * columns * dim if devices > 1 else 0
-    return (_TILES * tile + towers) * itemsize / 2**20
+    return (pair * tile + towers) * itemsize / 2**20
 
 
-def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: float, chunk: int, pair: int = 1) -> Plan:
+def choose(
+    loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: float, chunk: int, pair: int = ALIVE
+) -> Plan:
     """Settles the form of a loss.
 
     Args:
@@ -92,8 +91,8 @@ def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: floa
         axis: mesh axes of the rows.
         impl: "auto" or one of `IMPLS`.
         budget_mib: of temporary memory, for "auto": the first of `IMPLS` that fits, else the last.
-        chunk: columns of a tile; at most, where a pair is many numbers.
-        pair: numbers of a tile for each pair, as for `estimate`.
+        chunk: columns of a tile; at most, where a pair is more than a logit.
+        pair: as for `estimate`.
 
     Raises:
         ValueError: if there is no such form, or the chunk is not positive.
@@ -109,9 +108,9 @@ def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: floa
         return estimate(impl, b, devices, dim, chunk, itemsize, pair)
 
     def fitting(impl):
-        if pair == 1:
-            return chunk  # a thousand columns of single vectors are little memory
-        left, column = budget_mib - cost(impl, 0), _TILES * pair * b * itemsize / 2**20
+        if pair == ALIVE:
+            return chunk  # a thousand columns of logits are little memory
+        left, column = budget_mib - cost(impl, 0), pair * b * itemsize / 2**20
         return max(1, min(chunk, int(left / column)))
 
     possible = IMPLS if devices > 1 else IMPLS[:-1]  # one device is no ring
@@ -119,7 +118,7 @@ def choose(loss: str, x: Array, axis: parallel.Axis, impl: str, budget_mib: floa
         impl = next((i for i in possible if cost(i, fitting(i)) <= budget_mib), possible[-1])
     impl = impl if impl in possible else "chunked"
     columns = chunk if impl == "shared_tile" else fitting(impl)
-    plan = Plan(loss, impl, b, b * devices, columns, cost(impl, columns), pair)
+    plan = Plan(loss, impl, b, b * devices, columns, cost(impl, columns))
     if (heard := _heard.get()) is not None and plan not in heard:
         heard.append(plan)
     return plan

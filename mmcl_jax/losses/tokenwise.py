@@ -196,9 +196,10 @@ def _best_for(x: _Side, y: _Side, top: int) -> Array:
 
 
 def _form(name, x, y, axis, impl, budget_mib, chunk) -> plan.Plan:
-    (_, n1, _), (_, n2, _) = x.tokens.shape, y.tokens.shape
-    pair = n1 * n2 if x.keys is None else n1 * y.keys.shape[1] + x.keys.shape[1] * n2
-    return plan.choose(name, y.tokens, axis, impl, budget_mib, chunk, pair)
+    n1, n2 = x.tokens.shape[1], y.tokens.shape[1]
+    # Numbers for each pair as compiled by XLA: one tile that is searched from both sides, or one for each of them.
+    pair = 4 * n1 * n2 if x.keys is None else 3 * (n1 * y.keys.shape[1] + x.keys.shape[1] * n2)
+    return plan.choose(f"{name} of {n1} x {n2} tokens", y.tokens, axis, impl, budget_mib, chunk, pair)
 
 
 def _similarities(x: _Side, y: _Side) -> tuple[Array, Array]:

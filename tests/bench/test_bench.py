@@ -104,6 +104,20 @@ def test_loss(capsys):
     assert "matmul_units" in table and "shared_tile" not in table
 
 
+def test_loss_of_tokens(capsys):
+    """Chunks hold a part of the products; what every device does of the usual scheme, it does for all of them."""
+    small = ("loss", "--loss", "filip", "--batch", "64", "--dim", "16", "--tokens", "9,7", "--chunk", "2", "--json")
+    rows = [json.loads(line) for line in bench(capsys, *small, "--time_batch", "16", "--rounds", "1").splitlines()]
+    assert [r["impl"] for r in rows] == ["naive", "shared_tile", "chunked", "ring"]
+    assert rows[0]["time_ratio"] == 1 and {r["tokens"] for r in rows} == {"9x7"}
+    temp = {r["impl"]: r["temp_mib"] for r in rows}
+    assert temp["naive"] > 4 * temp["shared_tile"] > 8 * temp["chunked"]
+    units = {r["impl"]: r["matmul_units"] for r in rows}
+    own_pairs = 3 / 64
+    expected = {"naive": 24, "shared_tile": 3, "chunked": 4, "ring": 4}
+    assert units == pytest.approx(expected, abs=2 * own_pairs)
+
+
 def test_largest_batch(capsys, tmp_path):
     arguments = ("loss", "--dim", "16", "--impl", "local_rows,ring", "--chunk", "64", "--largest", "8", "--json")
     out = bench(capsys, *arguments, "--plot", str(tmp_path / "memory.png")).splitlines()
@@ -119,6 +133,7 @@ def test_largest_batch(capsys, tmp_path):
         (("loss", "--impl", "rings"), "info_nce has naive, local_rows"),
         (("loss", "--loss", "softmax"), "possible: info_nce, sigmoid"),
         (("loss", "--devices", "9"), "there are 8"),
+        (("loss", "--loss", "filip", "--tokens", "49"), "--tokens 49: write two numbers"),
         (("loss", "--devices", "3", "--batch", "256"), "--batch 256 does not divide among 3 devices"),
         (("step", "--config", "configs/clip_emoji.py:tiny", "--config.chunks=7"), "chunks=7"),
     ],
