@@ -5,9 +5,13 @@ from ml_collections import ConfigDict
 from . import common
 
 TRAINED = ("openmoji", "noto", "emojione", "noto_v1", "emojione_v1")
-VARIANTS = ("", "styles", "probes")
+VARIANTS = ("", "styles", "probes", "compare")
 UNSEEN = ("twemoji", "fluent_flat", "fluent_high_contrast")
 # Emoji are stored at 64 x 64: small enough to be cropped on the device.
+LIGHT_VIEW = (
+    "decode(128)|crop(32, scale=(.7, 1), ratio=(.85, 1.18)) "
+    "|| jitter(.2, .2, .3, .02, shuffled=False)|gray(.1)|normalize('{statistics}')"
+)
 VIEW = (
     "{field}: decode(128) || crop(32, scale=(.3, 1))|flip|jitter(.4, .4, .4, .1;.8)|gray(.2)|blur(.3)"
     "|normalize('{statistics}')"
@@ -25,41 +29,41 @@ def text_tower(**more) -> dict:
 
 
 def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> ConfigDict:
-    """Completes an image-text config by its variant: "", "styles", "probes" or "tiny"."""
+    """Completes an image-text config by its variant: one of `VARIANTS`, or "tiny"."""
     if arg not in (*VARIANTS, "tiny"):
-        raise ValueError(f"Variant {arg!r}; possible: '' (none), styles, probes, tiny.")
+        raise ValueError(f"Variant {arg!r}; possible: '' (none), styles, probes, compare, tiny.")
     if arg == "tiny":
         return common.tiny(c)
     label, tags = ("labels/en", "tags/en") if arg else ("label", "tags")
-    c.data.record = f"collect('captions', '{label}', '{tags}')"
+    # For zero-shot classification, the names of groups stand among the captions, as those of classes do in the web's.
+    more = ", 'subgroup', 'group'" if arg == "compare" else ""
+    c.data.record = f"collect('captions', '{label}', '{tags}'{more})"
     tokenize = f"tokenize(10, sot={sot})"
     # On grey, a background is close to 0 once normalised, and neither black lines nor white shapes get lost in it.
-    c.data.streams = dict(
-        image=f"decode(128)|crop(32, scale=(.7, 1), ratio=(.85, 1.18)) "
-        f"|| jitter(.2, .2, .3, .02, shuffled=False)|gray(.1)|normalize('{statistics}')",
-        text=f"captions: pick(.8)|{tokenize}",
-    )
+    c.data.streams = dict(image=LIGHT_VIEW.format(statistics=statistics), text=f"captions: pick(.8)|{tokenize}")
     c.data.eval_streams = dict(
         image=f"decode(128)|resize(32) || normalize('{statistics}')", text=f"{label}: {tokenize}"
     )
     c.data.tokenizer.update(fields=("captions",), vocab=4096)
     c.data.update(threads=1, cache_mib=256)
     c.optim.update(lr=1.2e-3, warmup=100, decay=0.1)
-    {"": _openmoji, "styles": _styles, "probes": _probes}[arg](c)
+    {"": _openmoji, "styles": _styles, "probes": _probes, "compare": _compare}[arg](c)
     return c
 
 
-def finish_views(c: ConfigDict, steps: int, pairs: bool = False, statistics: str = "clip") -> ConfigDict:
+def finish_views(
+    c: ConfigDict, steps: int, pairs: bool = False, statistics: str = "clip", arg: str = "probes"
+) -> ConfigDict:
     """Completes a config with two views: of one drawing, or of the drawings of two styles, `pairs`.
 
-    Streams and record ops that the config has already stay.
+    Streams and record ops that the config has already stay. `arg` is "probes" or "compare".
     """
     for i, field in enumerate(("images0", "images1") if pairs else ("image", "image")):
         c.data.streams[f"image/v{i}"] = VIEW.format(field=field, statistics=statistics)
     c.data.eval_streams.image = f"decode(128)|resize(32) || normalize('{statistics}')"
     c.data.update(threads=1, cache_mib=256)
     c.optim.update(lr=1.2e-3, decay=0.1)
-    _probes(c, steps)
+    {"probes": _probes, "compare": _compare}[arg](c, steps)
     if pairs:
         c.data.train = dict(source="joined", parts=dict(c.data.train))
         images = ", ".join(f"'{style}/image'" for style in TRAINED)
@@ -114,6 +118,22 @@ def _probes(c: ConfigDict, steps: int = 750) -> None:
     if "text" in c.encoders:
         c.evals.seen = dict(name="retrieval", data=_set("emoji_styles/twemoji", "train"), without=("is_flag",))
         c.evals.unseen = dict(name="retrieval", data=held_out, without=("is_flag",))
+
+
+def _compare(c: ConfigDict, steps: int = 750) -> None:
+    """Five styles for six minutes of a core; the tables of FDT's paper on known and unknown styles and concepts."""
+    _probes(c, steps)
+    # known concepts in a known style (trained on), and in a new one; new concepts in both
+    known, style = _set("emoji_styles/openmoji", "train"), _set("emoji_styles/twemoji", "train")
+    concepts, both = _set("emoji_styles/openmoji", "test"), _set("emoji_styles/twemoji", "test")
+    c.evals = {"known": dict(name="retrieval", data=known)}
+    for name, data in dict(style=style, concepts=concepts).items():
+        c.evals[name] = dict(name="retrieval", data=data, without=("is_flag",))
+    for name, data in dict(style=style, concepts=concepts, both=both).items():
+        for label in ("group", "subgroup"):
+            c.evals[f"{name}_{label}"] = dict(name="zeroshot", data=data, label=label)
+        if name != "style":
+            c.evals[f"{name}_linear"] = dict(name="linear", data=data, fit=known, label=("group", "subgroup"))
 
 
 def _set(name: str, split: str) -> dict:

@@ -23,7 +23,7 @@ def get_config(arg: str = "R50"):
     (size,) = common.variant(VARIANTS, arg, default="R50")
     c = common.base()
     c.batch, c.steps = 512, 200 * 118_287 // 512
-    c.method = dict(name="mct", embed_dim=1024, queue=16_384)
+    c.method = dict(name="mct", embed_dim=1024, queue=16_384, momentum=0.999)
     c.encoders.image = dict(name="resnet", size=size, bn_groups=0)
     # With a single caption, the two that are drawn are the same: only dropout tells them apart.
     c.encoders.text = dict(name="text", size="text-L", vocab=30_000, dropout=0.1)

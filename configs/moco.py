@@ -23,7 +23,7 @@ def get_config(arg: str = "R50"):
     c = common.base()
     epoch = 1_281_167 // 256  # steps; the official code leaves out the last few images
     c.batch, c.steps = 256, epochs * epoch
-    c.method = dict(name="moco", embed_dim=128, queue=65_536)
+    c.method = dict(name="moco", embed_dim=128, queue=65_536, momentum=0.999)
     c.encoders.image = dict(name="resnet", size=size, bn_groups=0)
     views.images(c, 224, dict(lr=30.0, batch=256, epochs=100, schedule="steps"))
     for name in ("image/v0", "image/v1"):

@@ -61,7 +61,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
         for key, value in sizes.items():
             if key in c.method:  # 100 is no multiple of the batch
                 c.method[key] = value
-        if "queue" in c.method:
+        if "momentum" in c.method:
             c.method.momentum = 0.9  # the twin has 120 steps to follow
         bank = dict(source="synthetic", size=1024)
         knn = dict(name="knn", data=common.HELD_OUT, fit=bank, label="label", k=5)

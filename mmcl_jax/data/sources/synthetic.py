@@ -40,7 +40,8 @@ def make(
         size: number of records.
         modalities: of "image" (uint8 [S, S, 3]), "text" (str), "audio" (float32 [800]), "video" (uint8
             [4, S, S, 3]) and "tags" (uint8 [20], one each for shape, colour and ground). Every record also has
-            `label` (0..255: colour, shape and ground) and `id`, those with a text `captions`, two of them.
+            `label` (0..255: colour, shape and ground) and `id`, those with a text `captions`, two of them, and
+            `words`, the names of all colours.
         missing: probability that a record lacks a modality, each on its own; never all of them.
         image_size: S, pixels.
         split: another split has other noise, but the same colours and shapes.
@@ -86,6 +87,7 @@ class Synthetic:
         record = {m: v for (m, v), t in zip(values.items(), there, strict=True) if t}
         if "text" in record:
             record["captions"] = [record["text"], f"{ground} behind a {shape} in {colour}"]
+            record["words"] = list(COLOURS)
         return record | {"label": label, "id": f"synthetic-{i}"}
 
 

@@ -1,0 +1,32 @@
+"""CLIP+FDT (arXiv 2303.14865) on emoji, with the towers of clip_emoji.py; the recipe is ours.
+
+mmcl data build emoji_styles/all && mmcl train --config configs/fdt_emoji.py
+mmcl sweep --config configs/fdt_emoji.py --out runs/codes        # codebook size, sparsemax or softmax, pooling
+mmcl train --config configs/fdt_emoji.py:tiny                    # synthetic data, a minute, no data set needed
+"""
+
+from . import common, emoji, fdt
+
+READOUT = dict(name="fdt", codes=1024, temperature=1.0)
+
+
+def get_config(arg: str = ""):
+    """Variants: "" (short, evaluated beside CLIP) and "tiny" (synthetic)."""
+    common.variant({"": None}, arg, default="")
+    c = common.base()
+    c.method = dict(name="clip", embed_dim=128, readout=READOUT)
+    c.encoders.image, c.encoders.text = emoji.image_tower(), emoji.text_tower()
+    if arg == "tiny":
+        return fdt.tiny(c)
+    emoji.finish(c, "compare", statistics="clip")
+    c.steps = 600
+    return c
+
+
+def sweep():
+    """The ablation: codebook size, attention, pooling; one thing at a time."""
+    yield {}
+    for codes in (128, 512, 4096):
+        yield {"method.readout.codes": codes}
+    yield {"method.readout.attention": "softmax"}
+    yield {"method.readout.pool": "mean"}
