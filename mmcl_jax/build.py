@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmcl_jax import evals, files, named, optim, parallel, predict, processes, step
+from mmcl_jax import evals, files, inherit, named, optim, parallel, predict, processes, step
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.data import pipeline, tokenizers
@@ -67,7 +67,7 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
         sources, weights = pipeline.open_sources(config.data.train)
     else:
         weights = [1 / len(sources)] * len(sources)
-    inherited = None if begun else predict.inherited_tokenizer(config)
+    inherited = None if begun else inherit.tokenizer(config)
 
     processes.from_first(lambda: bool(pipeline.make_tokenizer(config.data, sources, workdir, begun, inherited)))
     tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, True)  # what the first process made
@@ -100,7 +100,7 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
 def check_vocabulary(config: ConfigDict, tokenizer: tokenizers.Tokenizer | None, params: PyTree) -> None:
     """Refuses a tokenizer with more tokens than a tower has embeddings: they would silently share the last one."""
     tables = dict(zip(jax.tree.leaves(optim.paths(params)), jax.tree.leaves(params), strict=True))
-    for modality in predict.tokenized(config):
+    for modality in inherit.tokenized(config):
         table = tables.get(f"{modality}/tokens/embedding")
         if table is not None and len(tokenizer) > table.shape[0]:
             raise named.ConfigError(

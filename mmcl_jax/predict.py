@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,31 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmcl_jax import files, items, log, named, optim, parallel
+from mmcl_jax import files, items, log, named, parallel
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.augment import ops as device_ops
-from mmcl_jax.checkpoint import Checkpoints, rename, rename_and_fit
+from mmcl_jax.checkpoint import Checkpoints
 from mmcl_jax.data import pipeline, tokenizers
 from mmcl_jax.data.chain import resolve
 from mmcl_jax.data.record import look_up
-from mmcl_jax.encoders.vit import resize_positions
 from mmcl_jax.items import Items
-from mmcl_jax.types import Batch, Ctx, PyTree, TrainState
+from mmcl_jax.types import Batch, Ctx, PyTree
 
 TEMPLATES = ("{}",)
 THREADS = 8  # that read and decode what is evaluated
+
+
+def _pooled(method: methods.Method, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> dict[str, Any]:
+    return {name: encoded.pooled for name, encoded in method.encode(params, extra, batch, ctx)[0].items()}
+
+
+# What can be had of rows, beside functions of one's own.
+FUNCTIONS = {
+    "embed": lambda method, *rest: method.embed(*rest),
+    "items": lambda method, *rest: method.items(*rest),
+    "pooled": _pooled,
+}
 
 
 def device_streams(streams: pipeline.Streams, seed: int) -> DeviceStreams:
@@ -82,10 +92,7 @@ class Predictor:
         ctx = functools.partial(Ctx, self.mesh, parallel.BATCH_AXES)
 
         def embed(params, extra, step, host, of):
-            batch = self.device(host)
-            if of == "pooled":
-                return {k: e.pooled for k, e in self.method.encode(params, extra, batch, ctx(step=step))[0].items()}
-            return {"embed": self.method.embed, "items": self.method.items}[of](params, extra, batch, ctx(step=step))
+            return FUNCTIONS.get(of, of)(self.method, params, extra, self.device(host), ctx(step=step))
 
         def score(params, extra, step, a, b):
             b = jax.lax.with_sharding_constraint(b, whole)  # each device compares its rows of a with all of b
@@ -115,7 +122,17 @@ class Predictor:
         """What `score` compares, of raw values as for `embed`; arrays or pytrees of them, with leading rows N."""
         return self._of_values(values, "items")
 
-    def _of_values(self, values: Mapping[str, Sequence[Any]], of: str) -> dict[str, Items]:
+    def compute(self, function: Callable, **values: Sequence[Any]) -> dict[str, Items]:
+        """What a function of the model makes of raw values, as `embed` takes them; for analyses.
+
+        Args:
+            function: (method, params, extra, batch, ctx) -> {stream: pytree of arrays with leading rows}, in JAX; it is
+                compiled once for each stream.
+            **values: as for `embed`.
+        """
+        return self._of_values(values, function)
+
+    def _of_values(self, values: Mapping[str, Sequence[Any]], of: str | Callable) -> dict[str, Items]:
         unknown = set(values) - set(self.streams.chains)
         if unknown:
             raise ValueError(
@@ -128,12 +145,12 @@ class Predictor:
                 chunk = [self.streams.one(name, v) for v in given[start : start + self.batch]]
                 rows.append(self._run({name: pipeline.stack(chunk)}, len(chunk), of)[name])
             if not rows:
-                raise ValueError(f"{of}({name}=[]): nothing to embed.")
+                raise ValueError(f"{name}=[]: nothing to embed.")
             found[name] = items.concatenate(rows)
         return found
 
     def embed_source(
-        self, source: Any, names: Sequence[str], keep: Sequence[str] = (), limit: int = 0, of: str = "embed"
+        self, source: Any, names: Sequence[str], keep: Sequence[str] = (), limit: int = 0, of: str | Callable = "embed"
     ) -> Embeddings:
         """Embeds every record of a source, a batch at a time.
 
@@ -147,7 +164,7 @@ class Predictor:
             limit: only so many records; 0 = all.
             of: what is wanted of them: "embed", unit vectors of the shared space; "items", what the method's `score`
                 compares; "pooled", the encoder's pooled features, before any projection and not normalised: what
-                probes are fitted on.
+                probes are fitted on; or a function, as for `compute`.
 
         Raises:
             ConfigError: if a stream has no encoder, or finds nothing at all.
@@ -219,7 +236,7 @@ class Predictor:
                     rows.append((name, v, arrays))
         return {field: look_up(record, field) for field in keep}, rows, problems
 
-    def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int, of: str) -> dict[str, Items]:
+    def _run(self, host: Mapping[str, dict[str, np.ndarray]], n: int, of: str | Callable) -> dict[str, Items]:
         """Embeds n rows of host streams; fills them up to the batch, so that there is one compiled shape.
 
         Streams that share their host half are embedded together with the one that is asked for.
@@ -321,7 +338,7 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     Raises:
         FileNotFoundError: if the workdir holds no run, or no checkpoint yet.
     """
-    run = _holds_run(files.path(run))
+    run = holds_run(files.path(run))
     config = ConfigDict(json.loads((run / "config.json").read_text()))
     tokenizer = tokenizers.load(run / "tokenizer.json") if (run / "tokenizer.json").exists() else None
     streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
@@ -362,71 +379,12 @@ def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: 
     return Predictor(model, params, extra, streams, device, mesh, batch)
 
 
-def inherited_tokenizer(config: ConfigDict) -> files.AnyPath | None:
-    """The tokenizer of the run in `config.init_from`, if token embeddings of that run are taken over.
+def holds_run(run: files.AnyPath) -> files.AnyPath:
+    """The same folder, if it is a run's.
 
     Raises:
-        FileNotFoundError: if there is no such run.
+        FileNotFoundError: if it is not.
     """
-    if not config.init_from.run:
-        return None
-    path = _holds_run(files.path(config.init_from.run)) / "tokenizer.json"
-    taken = any(rename(f"{modality}/tokens/embedding", config.init_from.rules) for modality in tokenized(config))
-    return path if taken and path.exists() else None
-
-
-def tokenized(config: ConfigDict) -> set[str]:
-    """The modalities of which a stream is tokenized."""
-    return {name.split("/")[0] for name, text in config.data.streams.items() if "tokenize" in text}
-
-
-def _holds_run(run: files.AnyPath) -> files.AnyPath:
     if not (run / "config.json").exists():
         raise FileNotFoundError(f"{run} holds no run: it has no config.json. Train one with --workdir {run}.")
     return run
-
-
-def start_from(config: Any, state: TrainState, method: methods.Method, optimizer: Any, sharding: PyTree) -> TrainState:
-    """A fresh state whose weights start, as far as they fit, from those of another run: `config.init_from`.
-
-    Weights are parameters and the batch statistics that belong to them.
-
-    Args:
-        config: `run`, the other's workdir, and `rules`, see `checkpoint.rename_and_fit`.
-        state: freshly initialised.
-        method: what is trained.
-        optimizer: whose state starts anew from the new parameters.
-        sharding: of the state.
-
-    Raises:
-        FileNotFoundError: if there is no such run.
-        ConfigError: if nothing fits.
-    """
-    other = load(config.run, mesh=jax.tree.leaves(sharding)[0].mesh)
-
-    def by_path(params, extra):
-        weights = [*jax.tree_util.tree_leaves_with_path(params)]
-        weights += jax.tree_util.tree_leaves_with_path(extra.get("batch_stats", {}))
-        return {parallel.path_name(path): value for path, value in weights}
-
-    theirs, ours = by_path(other.params, other.extra), by_path(state.params, state.extra)
-
-    def resize(path, value, shape):
-        is_table = path.endswith("image/positions") and value.shape[1:] == shape[1:]
-        return resize_positions(value, shape[0]) if is_table else None
-
-    fitted, taken = rename_and_fit(ours, theirs, config.rules, resize)
-    log.say(f"init_from {config.run}: {len(taken)} of {len(ours)} weights taken over")
-    fresh = collections.Counter("/".join(path.split("/")[:3]) for path in ours.keys() - set(taken))
-    if fresh:
-        told = ", ".join(f"{k} ({n})" for k, n in sorted(fresh.items()))
-        log.warn(f"not taken from {config.run}, but from scratch: {told}")
-
-    def fit(tree):
-        return jax.tree.map(lambda name, old: jnp.asarray(fitted[name], old.dtype), optim.paths(tree), tree)
-
-    params = jax.jit(lambda p: p, out_shardings=sharding.params)(fit(state.params))
-    stats = {k: fit(v) for k, v in state.extra.items() if k == "batch_stats"}
-    extra = jax.jit(method.restart, out_shardings=sharding.extra)(params, state.extra | stats)
-    opt_state = jax.jit(optimizer.init, out_shardings=sharding.opt_state)(params)
-    return state.replace(params=params, opt_state=opt_state, extra=extra)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmcl_jax import config as configs
-from mmcl_jax import evals, files, log, machine, named, optim, parallel, predict, processes, step
+from mmcl_jax import evals, files, inherit, log, machine, named, optim, parallel, predict, processes, step
 from mmcl_jax.build import build
 from mmcl_jax.checkpoint import Checkpoints, Stop, has_saved, lock
 from mmcl_jax.data import pipeline
@@ -96,7 +96,7 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     else:
         start, state = 0, jax.jit(parts.init, out_shardings=sharding)(jax.random.key(config.seed))
         if config.init_from.run:
-            state = predict.start_from(config.init_from, state, predictor.method, parts.optimizer, sharding)
+            state = inherit.start_from(config.init_from, state, predictor.method, parts.optimizer, sharding)
     if on:
         files.write_whole(workdir / "environment.json", json.dumps(machine.describe(), indent=1) + "\n")
         parts.eval_streams.write_spec(workdir / "eval_streams.json")

@@ -41,10 +41,20 @@ MAY_IMPORT = {
     "step": ALL_BELOW_TRAIN,
     "predict": ALL_BELOW_TRAIN - {"config"} | {"items"},
     "evals": {"data", "items", "log", "predict"},
-    "build": ALL_BELOW_TRAIN | {"step", "predict", "evals"},
+    "inherit": ALL_BELOW_TRAIN - {"config"} | {"predict"},
+    "analysis": {"data", "items", "log", "predict", "method", "encoders", "types"},
+    "build": ALL_BELOW_TRAIN | {"step", "predict", "inherit", "evals"},
     "bench": ALL_BELOW_TRAIN | {"step", "predict", "evals", "build"},
     "train": ALL_BELOW_TRAIN
-    | {"step", "predict", "evals", "build", "profile", "cli"},  # cli: `python -m mmcl_jax.train` is `mmcl train`
+    | {
+        "step",
+        "predict",
+        "inherit",
+        "evals",
+        "build",
+        "profile",
+        "cli",
+    },  # cli: `python -m mmcl_jax.train` is `mmcl train`
     "doctor": ALL_BELOW_TRAIN | {"build"},
     "sweep": {"config", "log", "method"},
     "table": {"config", "log"},

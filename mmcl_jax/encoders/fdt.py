@@ -78,8 +78,10 @@ class Fdt(nn.Module):
         codebook = self.param("codebook", nn.initializers.normal(1.0), (self.codes, self.dim))
         queries = self._queries(encoded.tokens.astype(jnp.float32))  # [B, N, dim]
         logits = jnp.einsum("bnd,kd->bnk", queries, codebook) / self.dim**0.5  # [B, N, K]
+        self.sow("intermediates", "token_logits", logits)
         logits = self._pool(logits, encoded.mask, step)  # [B, K], or [B, N, K]
         weights = sparsemax(logits) if self.attention == "sparsemax" else jax.nn.softmax(logits)
+        self.sow("intermediates", "weights", weights)  # kept only if asked for, as by `analysis.codebook`
         self._watch(weights, encoded.mask, train, present)
         return weights @ codebook
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import mmcl_jax
 from mmcl_jax import config as configs
-from mmcl_jax import evals, predict, train
+from mmcl_jax import evals, inherit, predict, train
 from mmcl_jax.build import build
 from mmcl_jax.data import pipeline, sources
 from mmcl_jax.named import ConfigError
@@ -128,7 +128,7 @@ def test_token_embeddings_come_with_their_tokenizer(run, tmp_path, repository):
 
     def tokenizer_of(*overrides):
         config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", overrides)
-        return pipeline.make_tokenizer(config.data, [other], tmp_path, False, predict.inherited_tokenizer(config))
+        return pipeline.make_tokenizer(config.data, [other], tmp_path, False, inherit.tokenizer(config))
 
     own = tokenizer_of()
     own.save(tmp_path / "own.json")
@@ -166,7 +166,7 @@ def test_a_run_that_starts_from_another_takes_statistics_and_its_twin_from_there
     config.init_from.run = str(tmp_path / "first")
     parts = build(config, tmp_path / "second", mesh)
     fresh = jax.jit(parts.init)(jax.random.key(7))
-    state = predict.start_from(config.init_from, fresh, first.method, parts.optimizer, parts.sharding)
+    state = inherit.start_from(config.init_from, fresh, first.method, parts.optimizer, parts.sharding)
     for mine in (state.params, state.extra["key"]["params"]):
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(first.params), strict=True):
             np.testing.assert_array_equal(a, b)
