@@ -5,10 +5,10 @@
     mmcl train --config configs/declip.py:fdt --config.data.train.path=pairs.csv          # with a codebook
     mmcl train --config configs/declip.py:tiny                                            # synthetic data, a minute
 
-The recipe is the official code's for YFCC15M: batch 4096 on 32 devices, each with batch statistics of its own,
-128,000 steps, AdamW b1 .9, b2 .98, eps 1e-8, decay .1, warm-up from 1e-4 to 1e-3 over 2500 steps, cosine to 0, two views
-with MoCo v2's augmentations, weights .4, .2, .2, .2, a queue of 65,536 texts; there ImageNet zero-shot 43.2 % (CLIP
-32.8 %). Not reproduced here.
+The recipe is the official code's for YFCC15M: batch 4096 on 32 devices, each with batch statistics of its own, 128,000
+steps, AdamW b1 .9, b2 .98, eps 1e-8, decay .1, warm-up from 1e-4 to 1e-3 over 2500 steps, cosine to 0, two views with
+MoCo v2's augmentations, weights .4, .2, .2, .2, a queue of 65,536 texts; there ImageNet zero-shot 43.2 % (CLIP 32.8 %).
+Not reproduced here.
 """
 
 from . import clip, common, fdt, views

@@ -192,6 +192,10 @@ def _tokens(loss: str, tokens: Sequence[int]) -> tuple[int, ...]:
 def _forms(loss: str, impls: Sequence[str]) -> dict[str, Callable]:
     if loss not in LOSSES:
         raise ConfigError(f"--loss {loss}: possible: {', '.join(LOSSES)}.")
+    if set(impls) & set(LOSSES):
+        raise ConfigError(
+            f"--impl {','.join(impls)}: that is a loss, of which all forms are measured: --loss {impls[0]}."
+        )
     unknown = [i for i in impls if i not in LOSSES[loss]]
     if unknown:
         raise ConfigError(f"--impl {unknown[0]}: {loss} has {', '.join(LOSSES[loss])}.")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 
@@ -25,6 +26,7 @@ def make(
     encoders: Mapping[str, nn.Module],
     *,
     embed_dim: int = 512,
+    readout: str | Mapping[str, Any] = "linear",
     scale_init: float = 1 / 0.07,
     scale_max: float = 100.0,
     ssl_dim: int = 256,
@@ -39,6 +41,7 @@ def make(
     Args:
         encoders: "image" and "text".
         embed_dim: size of the space that image and text share.
+        readout: as for `clip.make`.
         scale_init: exp(s) of CLIP at the start, 1 / temperature.
         scale_max: upper bound of exp(s).
         ssl_dim: of the self-supervised head's result.
@@ -55,7 +58,7 @@ def make(
         raise ValueError(
             f"method.ssl_temperature={ssl_temperature} must be positive, ssl_scale={ssl_scale} not negative."
         )
-    base = clip.make(encoders, embed_dim=embed_dim, scale_init=scale_init, scale_max=scale_max)
+    base = clip.make(encoders, embed_dim=embed_dim, readout=readout, scale_init=scale_init, scale_max=scale_max)
     heads = {"image_ssl": Mlp(ssl_dim, ssl_hidden, ssl_layers, "batch", bn_groups)}
     fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     return Slip(**fields | {"heads": heads}, ssl_temperature=ssl_temperature, ssl_scale=ssl_scale)
