@@ -151,7 +151,8 @@ def shared_codes(image: Activations, text: Activations, count: int = 6, apart: f
     """
     i, t = _pairs(image, text)
     w, v = image.weights[i], text.weights[t]  # [P, K]
-    together = (w * v).mean(0) - w.mean(0) * v.mean(0)
+    w, v = w - w.mean(0), v - v.mean(0)  # first: of nearly even weights, a difference of products would keep no digit
+    together = np.einsum("pk,pk->k", w, v) / len(w)
     taken: list[int] = []
     for k in np.argsort(-together, kind="stable"):
         if len(taken) == count or together[k] <= 0:
@@ -172,7 +173,7 @@ def _pairs(image: Activations, text: Activations) -> tuple[np.ndarray, np.ndarra
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
+    """Of values whose mean is 0."""
     return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
 
 
@@ -295,9 +296,14 @@ def figure_of_codes(
         text: of the same codes.
         count: words, and images, per code.
         least: as for `top_words`.
+
+    Raises:
+        ValueError: if the activations were taken without codes.
     """
     from matplotlib.figure import Figure
 
+    if not len(image.codes):
+        raise ValueError("There are no codes to draw: name some, activations(predictor, source, codes).")
     words = top_words(text, predictor.streams.tokenizer, count, least)
     rows, _ = top_patches(image, count)
     figure = Figure(figsize=(1.15 * rows.shape[1] + 2.3, 2.1 * len(rows) + 0.5), layout="constrained", dpi=80)
@@ -385,5 +391,5 @@ def _sides(found: dict[str, np.ndarray], of: str) -> dict[str, tuple[np.ndarray,
 
 def _credit(figure: Figure, text: str) -> None:
     """A line at the foot: how to read the figure, and whose the images are."""
-    text = textwrap.fill(text, int(16 * figure.get_figwidth()))
+    text = textwrap.fill(text, int(16 * figure.get_figwidth()), break_on_hyphens=False)
     figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="#555555")
