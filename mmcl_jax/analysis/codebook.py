@@ -352,41 +352,35 @@ def _overlay(ax, picture: np.ndarray, heat: np.ndarray) -> None:
 
 
 def figure_of_granularity(found: dict[str, np.ndarray]) -> Figure:
-    """Draws what `granularity` found: histograms, each of a share of the examples or pairs."""
+    """Draws what `granularity` found: a histogram of active codes; for pairs, how many have at least so much in common.
+
+    Where few codes are active most pairs share none, and a histogram would show little else than that.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 3), layout="constrained", dpi=80)
-    panels = {
-        "active codes per example": {"images": (found["image"], IMAGE), "captions": (found["text"], TEXT)},
-        "active codes in common (Jaccard)": _sides(found, "jaccard"),
-        "weight in common": _sides(found, "weight"),
-    }
-    for ax, (title, series) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        values = np.concatenate([v for v, _ in series.values()])
-        bins = _bins(values)
-        for name, (v, color) in series.items():
-            label = f"{name}, mean {v.mean():.3g}"
-            ax.hist(v, bins, weights=np.full(len(v), 1 / len(v)), color=color, alpha=0.6, label=label)
-        ax.set_title(title, fontsize=10)
-        ax.set_ylabel("share")
-        ax.set_ylim(0, ax.get_ylim()[1] * 1.3)  # room for the legend
+    left, *axes = figure.subplots(1, 3)
+    both = np.concatenate([found["image"], found["text"]])
+    step = int(both.max() - both.min()) // 30 + 1
+    bins = np.arange(both.min() - step / 2, both.max() + step, step)  # whole numbers lie in the middle
+    for name, of, color in (("images", "image", IMAGE), ("captions", "text", TEXT)):
+        share = np.full(len(found[of]), 1 / len(found[of]))
+        left.hist(found[of], bins, weights=share, color=color, alpha=0.6, label=f"{name}, mean {found[of].mean():.3g}")
+    left.set(title="active codes", xlabel="codes", ylabel="share of examples")
+    left.set_ylim(0, left.get_ylim()[1] * 1.3)  # room for the legend
+    for ax, of, title in zip(axes, ("jaccard", "weight"), ("active codes in common", "weight in common"), strict=True):
+        for name, color in (("matched", MATCHED), ("mismatched", MISMATCHED)):
+            x = np.sort(found[f"{of}/{name}"])
+            y = 1 - np.arange(len(x)) / len(x)  # share of pairs that have at least x
+            label = f"{name} pairs, mean {x.mean():.3g}"
+            ax.plot(np.r_[0, x], np.r_[1, y], drawstyle="steps-pre", color=color, lw=1.8, label=label)
+        ax.set(title=title, xlabel="at least this Jaccard index" if of == "jaccard" else "at least this weight")
+        ax.set(ylabel="share of pairs", xlim=(0, None), ylim=(0, 1.02))
+    for ax in (left, *axes):
+        ax.title.set_fontsize(10)
         ax.legend(fontsize=8, frameon=False, loc="upper right")
         ax.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _bins(values: np.ndarray) -> np.ndarray:
-    """Edges of some thirty bins; whole numbers lie in their middle."""
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f":
-        return np.linspace(low, max(high, low + 1e-6), 31)
-    step = int(high - low) // 30 + 1
-    return np.arange(low - step / 2, high + step, step)
-
-
-def _sides(found: dict[str, np.ndarray], of: str) -> dict[str, tuple[np.ndarray, str]]:
-    matched, mismatched = found[f"{of}/matched"], found[f"{of}/mismatched"]
-    return {"matched pairs": (matched, MATCHED), "mismatched pairs": (mismatched, MISMATCHED)}
 
 
 def _credit(figure: Figure, text: str) -> None:
