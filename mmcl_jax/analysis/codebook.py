@@ -375,7 +375,7 @@ def figure_of_granularity(found: dict[str, np.ndarray]) -> Figure:
             label = f"{name} pairs, mean {x.mean():.3g}"
             ax.plot(np.r_[0, x], np.r_[1, y], drawstyle="steps-pre", color=color, lw=1.8, label=label)
         ax.set(title=title, xlabel="at least this Jaccard index" if of == "jaccard" else "at least this weight")
-        ax.set(ylabel="share of pairs", xlim=(0, None), ylim=(0, 1.02))
+        ax.set(ylabel="share of pairs", xlim=(0, None), ylim=(0, 1.3), yticks=np.linspace(0, 1, 6))
     for ax in (left, *axes):
         ax.title.set_fontsize(10)
         ax.legend(fontsize=8, frameon=False, loc="upper right")
