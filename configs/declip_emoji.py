@@ -27,5 +27,5 @@ def get_config(arg: str = ""):
     for i in (0, 1):
         c.data.streams[f"image/v{i}"] = "image: " + c.data.streams.image
     declip.texts(c, 10, "draw('captions', 'caption', main=.8)|eda('caption', 'caption_eda', synonyms='tags/en')")
-    c.steps = 300
+    c.steps = 190 if arg == "fdt" else 280
     return c

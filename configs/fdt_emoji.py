@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
     if arg == "tiny":
         return fdt.tiny(c)
     emoji.finish(c, "compare", statistics="clip")
-    c.steps = 600
+    c.steps = 450
     return c
 
 

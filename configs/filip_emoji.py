@@ -14,5 +14,5 @@ def get_config(arg: str = ""):
     c.method = dict(name="filip", embed_dim=128)
     c.encoders.image, c.encoders.text = emoji.image_tower(), emoji.text_tower()
     emoji.finish(c, arg or "compare", statistics="clip")
-    c.steps = c.steps if arg else 600
+    c.steps = c.steps if arg else 490
     return c

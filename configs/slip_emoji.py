@@ -19,4 +19,4 @@ def get_config(arg: str = ""):
     if arg == "tiny":
         return views.tiny(c)
     emoji.finish(c, measured, statistics="clip")
-    return emoji.finish_views(c, 320, arg=measured)
+    return emoji.finish_views(c, 260 if arg == "compare" else 320, arg=measured)
