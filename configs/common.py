@@ -23,6 +23,7 @@ def base() -> ConfigDict:
             data=dict(
                 train=dict(),  # a source, or several by name; weight=2 lets one's records come twice as often
                 record="",  # ops on the whole record, before the streams
+                eval_record=None,  # the same for evaluation; None = those of training
                 streams=dict(),  # stream -> "field: host ops || device ops"
                 eval_streams=dict(),  # the same for evaluation
                 # Trained on the captions (fields after `record`) unless path names a saved one.

@@ -13,14 +13,15 @@ Not reproduced here.
 
 from . import clip, common, fdt, views
 
-VARIANTS = {"": "linear", "fdt": fdt.READOUT}
+VARIANTS = {"": "linear", "fdt": "fdt"}
 
 
 def get_config(arg: str = ""):
     """Variants: "" (ViT-B/32), "fdt" (the same with a codebook) and "tiny"."""
+    codes = common.variant(VARIANTS, arg, default="") == "fdt"
     c = clip.get_config("B")
     c.batch, c.steps = 4096, 128_000
-    c.method = dict(name="declip", embed_dim=512, readout=common.variant(VARIANTS, arg, default=""), bn_groups=0)
+    c.method = dict(name="declip", embed_dim=512, readout=fdt.READOUT if codes else "linear", bn_groups=0)
     for i in (0, 1):
         c.data.streams[f"image/v{i}"] = views.view(224, "(.2, 1)", ".4, .4, .4, .1")
     c.data.eval_streams.image = "decode|resize_short(256)|center_crop(224) || normalize('imagenet')"
@@ -31,6 +32,7 @@ def get_config(arg: str = ""):
 
 def texts(c, length: int, record: str):
     """The two views of the text, of one caption that `record` draws and changes; the first has hidden words."""
+    c.data.eval_record = c.data.record  # nothing is changed there, and WordNet not needed
     c.data.record = f"{c.data.record}|{record}".strip("|")
     c.data.streams["text/v0"] = f"caption: tokenize({length})|mlm(.15)"
     c.data.streams["text/v1"] = f"caption_eda: tokenize({length})"

@@ -13,14 +13,14 @@ import math
 
 from . import clip, common, views
 
+VARIANTS = {"": "B"}
 # Of the readout: T=1000 from the start to the end, as in the official recipe.
 READOUT = dict(name="fdt", codes=16_384, temperature=1000.0)
 
 
 def get_config(arg: str = ""):
     """Variants: "" (ViT-B/32) and "tiny"."""
-    common.variant({"": None}, arg, default="")
-    c = clip.get_config("B")
+    c = clip.get_config(common.variant(VARIANTS, arg, default=""))
     c.batch, c.steps = 1024, 86_560
     scale = dict(scale_init=math.exp(3), scale_min=math.exp(3), scale_max=math.exp(6), scale_cap=100.0)
     c.method = dict(name="clip", embed_dim=512, readout=READOUT, **scale)
@@ -38,6 +38,10 @@ def recipe(c):
 
 def tiny(c):
     """The `:tiny` variant: synthetic data, two layers, a small codebook, a minute."""
-    common.tiny(c)
+    return few_codes(common.tiny(c))
+
+
+def few_codes(c):
+    """As few codes as synthetic data needs."""
     c.method.readout.update(codes=64, temperature=30.0)
     return c

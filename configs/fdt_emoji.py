@@ -11,19 +11,20 @@ nothing is learnt.
 
 from . import common, emoji, fdt
 
+VARIANTS = {"": 450}  # steps
 READOUT = dict(name="fdt", codes=1024, temperature=100.0)
 
 
 def get_config(arg: str = ""):
     """Variants: "" (short, evaluated beside CLIP) and "tiny" (synthetic)."""
-    common.variant({"": None}, arg, default="")
+    steps = common.variant(VARIANTS, arg, default="")
     c = common.base()
     c.method = dict(name="clip", embed_dim=128, readout=READOUT)
     c.encoders.image, c.encoders.text = emoji.image_tower(), emoji.text_tower()
     if arg == "tiny":
         return fdt.tiny(c)
     emoji.finish(c, "compare", statistics="clip")
-    c.steps = 450
+    c.steps = steps
     return c
 
 

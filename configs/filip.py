@@ -11,11 +11,12 @@ All tokens are compared, padding is masked; that repository masks nothing, and l
 
 from . import clip, common, views
 
+VARIANTS = {"": "B"}
+
 
 def get_config(arg: str = ""):
     """Variants: "" (ViT-B/32) and "tiny"."""
-    common.variant({"": None}, arg, default="")
-    c = clip.get_config("B")
+    c = clip.get_config(common.variant(VARIANTS, arg, default=""))
     c.batch, c.steps = 4096, 128_000
     c.method = dict(name="filip", embed_dim=256)
     c.data.streams.image = views.view(224, "(.2, 1)", ".4, .4, .4, .1")

@@ -6,13 +6,15 @@ mmcl train --config configs/filip_emoji.py:tiny                  # synthetic dat
 
 from . import common, emoji
 
+VARIANTS = {"": 490}  # steps
+
 
 def get_config(arg: str = ""):
     """Variants: "" (short, evaluated beside FDT) and "tiny" (synthetic)."""
-    common.variant({"": None}, arg, default="")
+    steps = common.variant(VARIANTS, arg, default="")
     c = common.base()
     c.method = dict(name="filip", embed_dim=128)
     c.encoders.image, c.encoders.text = emoji.image_tower(), emoji.text_tower()
     emoji.finish(c, arg or "compare", statistics="clip")
-    c.steps = c.steps if arg else 490
+    c.steps = c.steps if arg else steps
     return c

@@ -72,7 +72,7 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
     processes.from_first(lambda: bool(pipeline.make_tokenizer(config.data, sources, workdir, begun, inherited)))
     tokenizer = pipeline.make_tokenizer(config.data, sources, workdir, True)  # what the first process made
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record, config.data.cache_mib)
-    eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
+    eval_streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, pipeline.eval_record(config.data))
     for part in (streams, eval_streams):
         part.find_spec(*sources)
     device = predict.device_streams(streams, config.seed)

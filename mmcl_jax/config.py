@@ -193,7 +193,7 @@ def content(config: Mapping[str, Any], also: Sequence[str] = ()) -> dict[str, An
         also: keys that count in any case.
     """
     kept = ((k, v) for k, v in flat(config) if not is_how(k, config) and not k.endswith(".data_dir") or k in also)
-    return dict(kept)
+    return {k: v for k, v in kept if v is not None}  # None says nothing: a run from before there was such a key
 
 
 def to_json(config: ConfigDict) -> str:

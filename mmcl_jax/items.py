@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Items = Any
+KEPT_MIB = 1024  # of rows that stay on each device while they are compared
 
 
 def count(items: Items) -> int:
@@ -46,7 +47,7 @@ def score_rows(
 ) -> Iterator[np.ndarray]:
     """Scores of every a with every b, block by block of a.
 
-    They are made of tiles [size, size]: one compiled shape, and memory for two blocks, however many rows there are.
+    They are made of tiles [size, size]: one compiled shape. b stays on the devices if it is not too large for that.
 
     Args:
         score: (block of a, block of b) -> [size, size].
@@ -59,7 +60,11 @@ def score_rows(
         [<= size, Nb] float32.
     """
     na, nb = count(a), count(b)
+    starts = range(0, nb, size)
+    stay = sum(x.nbytes for x in jax.tree.leaves(b)) <= KEPT_MIB * 2**20
+    kept = [put(block(b, at, size)) for at in starts] if stay else None
     for start in range(0, na, size):
         rows = put(block(a, start, size))
-        tiles = [np.asarray(score(rows, put(block(b, at, size))), np.float32) for at in range(0, nb, size)]
+        columns = kept if stay else (put(block(b, at, size)) for at in starts)
+        tiles = [np.asarray(score(rows, c), np.float32) for c in columns]
         yield np.concatenate(tiles, axis=1)[: na - start, :nb]

@@ -48,8 +48,8 @@ class Method:
             out, variables = module.init_with_output(key, x)
             own = variables.get("params", {})
             shared = getattr(module, "shared", ())
-            for key in shared:
-                params.setdefault(key, own[key])
+            for part in shared:
+                params.setdefault(part, own[part])
             params[name] = {k: v for k, v in own.items() if k not in shared}
             if "batch_stats" in variables:
                 stats[name] = variables["batch_stats"]
@@ -109,12 +109,15 @@ class Method:
         module = self.heads[name] if name in self.heads else self.readouts[name.removesuffix("_readout")]
         variables = {"params": params[name] | {k: params[k] for k in getattr(module, "shared", ())}}
         stats = extra.get("batch_stats", {})
-        if name not in stats:
-            return module.apply(variables, encoded), extra
-        variables |= {"batch_stats": stats[name]}
-        state = dict(train=ctx.train, present=present, step=ctx.step)
-        out, new = module.apply(variables, encoded, **state, mutable=["batch_stats"])
-        return out, extra | {"batch_stats": stats | {name: new["batch_stats"]}}
+        own = {"batch_stats": stats[name]} if name in stats else {}
+
+        def apply(variables, rows):
+            encoded, present = rows
+            state = dict(train=ctx.train, present=present, step=ctx.step) if own else {}
+            return module.apply(variables, encoded, **state, mutable=["batch_stats"])
+
+        out, new = parallel.with_whole_weights(apply, ctx.mesh)(variables | own, (encoded, present))
+        return out, extra | {"batch_stats": stats | {name: new["batch_stats"]}} if own else extra
 
     def _read(self, params, extra, encoded, streams, ctx):
         vectors = {}

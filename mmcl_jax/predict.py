@@ -341,7 +341,7 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     run = holds_run(files.path(run))
     config = ConfigDict(json.loads((run / "config.json").read_text()))
     tokenizer = tokenizers.load(run / "tokenizer.json") if (run / "tokenizer.json").exists() else None
-    streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, config.data.record)
+    streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, pipeline.eval_record(config.data))
     streams.read_spec(run / "eval_streams.json")
     predictor = untrained(config, streams, mesh or _mesh_of(config), batch)
     # Only what is needed: the optimizer's moments would take twice the memory of the weights.

@@ -86,7 +86,7 @@ def test_empty_examples_give_finite_gradients(path, tmp_path):
     method, host, device = first_batch(config, tmp_path)
     params, extra = started(method, device(host))
     for stream in host["streams"].values():
-        stream |= {k: np.zeros_like(v) for k, v in stream.items()} | {"present": np.ones(8, bool)}
+        stream |= jax.tree.map(np.zeros_like, dict(stream)) | {"present": np.ones(8, bool)}
     ctx = Ctx(make_mesh("1"), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
     loss, grads = jax.jit(jax.value_and_grad(lambda p: method.loss(p, extra, device(host), ctx)[0]))(params)
     assert np.isfinite(loss) and loss > 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -122,8 +122,10 @@ def _reader(codes: tuple[int, ...]) -> Callable:
             if weights.ndim == 3:
                 weights = jnp.where(mask[..., None], weights, 0).sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
             found[name] = dict(weights=weights, logits=logits[..., chosen], mask=mask)
-            if e.mask is not None and batch[name].data.shape == mask.shape:
-                found[name]["ids"] = batch[name].data
+            data = batch[name].data
+            ids = data["ids"] if isinstance(data, Mapping) else data
+            if e.mask is not None and ids.shape == mask.shape:
+                found[name]["ids"] = ids
         return found
 
     return read

@@ -306,6 +306,12 @@ def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
     return opened, [w / sum(weights) for w in weights]
 
 
+def eval_record(config: Any) -> str:
+    """The record ops of evaluation: `data.eval_record`, or training's where it says nothing (None)."""
+    own = config.get("eval_record")  # runs from before there was such a key have none
+    return config.record if own is None else own
+
+
 def make_tokenizer(
     config: Any, opened: list[Any], workdir: AnyPath, begun: bool = False, inherited: AnyPath | None = None
 ) -> tokenizers.Tokenizer | None:

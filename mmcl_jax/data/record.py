@@ -95,14 +95,14 @@ def eda(record: dict[str, Any], field: str, to: str, synonyms: str = "", *, rng:
     text = _text(text)
     if find is None:
         there, listed = text.lower().split(), look_up(record, synonyms)
-        listed = [listed] if isinstance(listed, str | bytes) else listed if listed is not None else []
+        listed = list(listed) if isinstance(listed, list | tuple | np.ndarray) else [listed] if listed else []
         others = [w for w in map(_text, listed) if w.lower() not in there]
         return record | {to: words.change(text, lambda word: others, rng)}
     return record | {to: words.change(text, find, rng)}
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def look_up(record: dict[str, Any], field: str) -> Any:

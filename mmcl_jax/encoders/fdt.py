@@ -35,6 +35,7 @@ CHOICES = {
 }
 T_MIN = 0.01
 MOMENTUM = 0.99  # of the running mean of codes' weights
+AT_ONCE = 1024  # codes whose logits are in memory at a time
 DEAD = 100  # batches for which a dead code has not been active
 NEVER = -1e30  # stands for minus infinity, which would make NaN of a row of padding
 
@@ -42,7 +43,8 @@ NEVER = -1e30  # stands for minus infinity, which would make NaN of a row of pad
 class Fdt(nn.Module):
     """Encoded tokens [B, N, D] -> [B, dim], not normalised; [B, N, dim] with pool="none". In float32.
 
-    `batch_stats` hold, of training, what `use_of_codes` reports.
+    Logits [B, N, K] would be the largest array of a model: codes are visited 1,024 at a time, and once more for the
+    gradient (not with pool="none"). `batch_stats` hold, of training, what `use_of_codes` reports.
 
     Attributes:
         dim: of a code.
@@ -66,20 +68,32 @@ class Fdt(nn.Module):
 
     shared: ClassVar[tuple[str, ...]] = ("codebook",)  # parameters that all modalities' readouts have in common
 
+    def __post_init__(self):
+        """Checks the attributes."""
+        for field, possible in CHOICES.items():
+            if getattr(self, field) not in possible:
+                raise ValueError(f"method.readout.{field}={getattr(self, field)!r}; possible: {', '.join(possible)}.")
+        for field in ("codes", "temperature", "temperature_decay", "temperature_every"):
+            if getattr(self, field) <= 0:
+                raise ValueError(f"method.readout.{field}={getattr(self, field)} must be positive.")
+        super().__post_init__()
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each token has a feature of its own."""
+        return self.pool == "none"
+
     @nn.compact
     def __call__(
         self, encoded: Encoded, *, train: bool = False, present: Array | None = None, step: Array | int = 0
     ) -> Array:
-        for field, possible in CHOICES.items():
-            if getattr(self, field) not in possible:
-                raise ValueError(f"method.readout.{field}={getattr(self, field)!r}; possible: {', '.join(possible)}.")
         if encoded.tokens is None:
             raise ValueError("readout 'fdt' needs an encoder that gives tokens, as vit and text do.")
+        tokens = encoded.tokens.astype(jnp.float32)
+        if present is not None:  # whatever stands in an absent row, what is kept of the codes' use must not see it
+            tokens = jnp.where(present[:, None, None], tokens, 0)
         codebook = self.param("codebook", nn.initializers.normal(1.0), (self.codes, self.dim))
-        queries = self._queries(encoded.tokens.astype(jnp.float32))  # [B, N, dim]
-        logits = jnp.einsum("bnd,kd->bnk", queries, codebook) / self.dim**0.5  # [B, N, K]
-        self.sow("intermediates", "token_logits", logits)
-        logits = self._pool(logits, encoded.mask, step)  # [B, K], or [B, N, K]
+        logits = self._logits(self._queries(tokens), codebook, encoded.mask, step)  # [B, K], or [B, N, K]
         weights = sparsemax(logits) if self.attention == "sparsemax" else jax.nn.softmax(logits)
         self.sow("intermediates", "weights", weights)  # kept only if asked for, as by `analysis.codebook`
         self._watch(weights, encoded.mask, train, present)
@@ -92,6 +106,19 @@ class Fdt(nn.Module):
             x = nn.Dense(self.dim, kernel_init=start, bias_init=start, name=f"dense{i}")(x)
             x = nn.gelu(x, approximate=False) if i == 1 else x
         return x
+
+    def _logits(self, queries: Array, codebook: Array, mask: Array | None, step: Array | int) -> Array:
+        def of(codes):  # [k, dim]
+            return jnp.einsum("bnd,kd->bnk", queries, codes) / self.dim**0.5  # [B, N, k]
+
+        if self.is_mutable_collection("intermediates") and not self.is_initializing():
+            self.sow("intermediates", "token_logits", of(codebook))
+        if self.pool == "none" or self.codes <= AT_ONCE:
+            return self._pool(of(codebook), mask, step)
+        parts = jnp.pad(codebook, ((0, -self.codes % AT_ONCE), (0, 0))).reshape(-1, AT_ONCE, self.dim)
+        # Codes, unlike rows, are all on each device, so that none has to move.
+        pooled = jax.lax.map(jax.checkpoint(lambda codes: self._pool(of(codes), mask, step)), parts)  # [K/k, B, k]
+        return pooled.swapaxes(0, 1).reshape(len(queries), -1)[:, : self.codes]
 
     def _pool(self, logits: Array, mask: Array | None, step: Array | int) -> Array:
         decayed = self.temperature * self.temperature_decay ** (step // self.temperature_every)

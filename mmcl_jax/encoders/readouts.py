@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 
@@ -41,21 +41,26 @@ class Tokens(nn.Module):
     Attributes:
         dim: size of the shared space.
         bias: whether there is one.
+        torch: whether weights and bias start as PyTorch's do, instead of as CLIP's.
     """
 
     dim: int
     bias: bool = False
+    torch: bool = False
+
+    per_token: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, encoded: Encoded) -> Array:
         if encoded.tokens is None:
             raise ValueError("readout 'tokens' needs an encoder that gives tokens, as vit and text do.")
-        return _project(encoded.tokens, self.dim, self.bias)
+        return _project(encoded.tokens, self.dim, self.bias, self.torch)
 
 
-def _project(x: Array, dim: int, bias: bool) -> Array:
-    init = nn.initializers.normal(x.shape[-1] ** -0.5)
-    return nn.Dense(dim, use_bias=bias, kernel_init=init, name="projection")(x)
+def _project(x: Array, dim: int, bias: bool, torch: bool = False) -> Array:
+    start = functools.partial(torch_uniform, fan_in=x.shape[-1])
+    inits = (start, start) if torch else (nn.initializers.normal(x.shape[-1] ** -0.5), nn.initializers.zeros)
+    return nn.Dense(dim, use_bias=bias, kernel_init=inits[0], bias_init=inits[1], name="projection")(x)
 
 
 class Mlp(nn.Module):
@@ -128,15 +133,16 @@ class SimSiam(nn.Module):
 READOUTS = {"linear": Linear, "mlp": Mlp, "tokens": Tokens, "fdt": Fdt}
 
 
-def make_readout(given: str | Mapping[str, Any], dim: int) -> nn.Module:
+def make_readout(given: str | Mapping[str, Any], dim: int, per_token: bool = False) -> nn.Module:
     """The readout that `config.method.readout` names.
 
     Args:
         given: a name of `READOUTS`, or a dict of it, `name`, and other attributes of the readout.
         dim: size of the shared space.
+        per_token: whether the method compares tokens, instead of one vector of each example.
 
     Raises:
-        ValueError: if there is no such readout, or it has no such attribute.
+        ValueError: if there is no such readout, it has no such attribute, or it gives what the method can't compare.
     """
     arguments = {"name": given} if isinstance(given, str) else dict(given)
     name = arguments.pop("name", "linear")
@@ -146,4 +152,10 @@ def make_readout(given: str | Mapping[str, Any], dim: int) -> nn.Module:
     for key in arguments:
         if key not in known:
             raise ValueError(f"method.readout: {name!r} has no {key!r}{did_you_mean(key, known, 'method.readout.')}")
-    return READOUTS[name](dim, **arguments)
+    readout = READOUTS[name](dim, **arguments)
+    if getattr(readout, "per_token", False) != per_token:
+        gives, takes, possible = ("one vector", "tokens", "tokens, fdt with pool='none'")
+        if not per_token:
+            gives, takes, possible = "a vector of each token", "one of each example", "linear, mlp, fdt"
+        raise ValueError(f"method.readout={name!r} gives {gives}, this method compares {takes}: {possible}.")
+    return readout

@@ -34,7 +34,8 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = pipeline.make_tokenizer(config.data, sources, Path(folder))
     chosen = config.data.eval_streams if evaluation else config.data.streams
-    streams = pipeline.Streams(chosen, config.seed, tokenizer, config.data.record)
+    record = pipeline.eval_record(config.data) if evaluation else config.data.record
+    streams = pipeline.Streams(chosen, config.seed, tokenizer, record)
     streams.find_spec(*sources)
     records = pipeline.Pipeline(pipeline.Mixed(sources, weights, config.seed), streams, count)
     host = pipeline.stack([records[i] for i in range(count)])

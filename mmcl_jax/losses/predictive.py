@@ -10,6 +10,8 @@ from mmcl_jax import parallel
 from mmcl_jax.losses.softmax import wide
 from mmcl_jax.types import Array
 
+PLACES = 8  # whose logits are in memory at a time
+
 
 def simsiam(
     p0: Array, p1: Array, z0: Array, z1: Array, present: Array | None = None, *, axis: parallel.Axis = None
@@ -43,24 +45,43 @@ def simsiam(
     return -0.5 * parallel.mean(both, present, axis)
 
 
-def masked_tokens(logits: Array, labels: Array, present: Array | None = None, *, axis: parallel.Axis = None) -> Array:
+def masked_tokens(
+    tokens: Array,
+    labels: Array,
+    present: Array | None = None,
+    *,
+    kernel: Array,
+    bias: Array,
+    axis: parallel.Axis = None,
+) -> Array:
     """Cross entropy of the tokens that were hidden, a mean over all of them in the global batch.
 
-    Devlin et al., BERT, arXiv 1810.04805, section 3.1.
+    Devlin et al., BERT, arXiv 1810.04805, section 3.1. Logits of all places, [b, N, V], would be the largest array of
+    a step: they are made a few places at a time, and once more for the gradient.
 
     Args:
-        logits: [b, N, V] of each place.
+        tokens: [b, N, D] of each place.
         labels: [b, N] int, the token that belongs there; negative where none was hidden.
         present: [b] bool; None = all.
+        kernel: [D, V] of the head that makes logits of tokens.
+        bias: [V] of the head.
         axis: mesh axes of the rows, as `Ctx.over_batch` passes it; None on one device.
 
     Returns:
         [] float32, the same on all devices; 0 if nothing is hidden.
     """
-    chex.assert_equal_shape_prefix([logits, labels], 2)
+    chex.assert_equal_shape_prefix([tokens, labels], 2)
     hidden = labels >= 0
     hidden = hidden if present is None else hidden & present[:, None]
-    logits = jnp.where(hidden[..., None], logits, 0).astype(wide(logits))
-    own = jnp.take_along_axis(logits, jnp.where(hidden, labels, 0)[..., None], axis=-1)[..., 0]  # [b, N]
-    nll = jax.nn.logsumexp(logits, axis=-1) - own
-    return parallel.mean(nll.reshape(-1), hidden.reshape(-1), axis)
+    tokens = jnp.where(hidden[..., None], tokens, 0).astype(wide(tokens))
+    kernel, bias = parallel.varying((kernel, bias), axis)  # their gradients are summed once, not for each part
+
+    def nll(part):
+        tokens, labels = part  # [p, b, D], [p, b]
+        logits = tokens @ kernel + bias
+        own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - own
+
+    places = (tokens.swapaxes(0, 1), jnp.where(hidden, labels, 0).T)
+    each = jax.lax.map(jax.checkpoint(nll), places, batch_size=PLACES) if labels.shape[1] > PLACES else nll(places)
+    return parallel.mean(each.T.reshape(-1), hidden.reshape(-1), axis)

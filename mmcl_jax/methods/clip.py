@@ -54,6 +54,8 @@ def make(
         raise ValueError(
             f"method.scale_init={scale_init} must lie between scale_min={scale_min} and scale_max={scale_max}."
         )
+    if scale_cap < 0:
+        raise ValueError(f"method.scale_cap={scale_cap} must be positive, or 0 for none.")
     readouts = {name: make_readout(readout, embed_dim) for name in ("image", "text")}
     scale = dict(scale_init=scale_init, scale_min=scale_min, scale_max=scale_max, scale_cap=scale_cap)
     return Clip(encoders=encoders, readouts=readouts, **scale)

@@ -32,6 +32,7 @@ from mmcl_jax.encoders.readouts import Linear, SimSiam, Tokens
 from mmcl_jax.losses import in_batch_accuracy, info_nce, masked_tokens, simsiam, spread, unit
 from mmcl_jax.methods import clip
 from mmcl_jax.momentum import nearest, noise_queue, push
+from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Encoded
 
 
@@ -85,13 +86,16 @@ def make(
     scale = dict(scale_init=scale_init, scale_min=scale_min, scale_max=scale_max, scale_cap=scale_cap)
     base = clip.make(encoders, embed_dim=embed_dim, readout=readout, **scale)
     fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-    if isinstance(base.readouts["text"], Linear):
+    if readout == "linear":
         fields["readouts"] = base.readouts | {"text": Linear(embed_dim, bias=True)}
     heads = {}
     if w_simsiam:
         heads["image_readout_simsiam"] = SimSiam(simsiam_dim, simsiam_hidden, bn_groups)
     if w_mlm:
-        heads["text_mlm"] = Tokens(encoders["text"].vocab, bias=True)
+        vocab = getattr(encoders["text"], "vocab", None)
+        if vocab is None:
+            raise ValueError("method.w_mlm needs a text encoder with a vocabulary, as `text` has; or set w_mlm=0.")
+        heads["text_mlm"] = Tokens(vocab, bias=True, torch=True)
     return Declip(**fields | {"heads": heads}, queue=queue, multi_view=multi_view, weights=weights)
 
 
@@ -105,7 +109,7 @@ class Declip(clip.Clip):
 
     @property
     def streams(self):
-        """Those that the terms look at."""
+        """The views that are compared, and the second image for SimSiam; terms of weight 0 don't make them fewer."""
         images, texts = self._views()
         images += ("image/v1",) * bool(self.weights["simsiam"] and not self.multi_view)
         return images + texts
@@ -150,9 +154,12 @@ class Declip(clip.Clip):
         if self.weights["simsiam"]:
             terms["simsiam"], extra = self._simsiam(params, extra, features, has, ctx)
         if self.weights["mlm"]:
-            logits, _ = self.apply("text_mlm", params, extra, encoded["text/v0"], ctx)
-            labels = batch["text/v0"].data["labels"]
-            terms["mlm"] = over(masked_tokens)(logits, labels, has["text/v0"])
+            data, head = batch["text/v0"].data, params["text_mlm"]["projection"]
+            if not isinstance(data, Mapping):
+                raise ConfigError(
+                    "data.streams.text/v0 hides no words: end its ops with mlm(.15), or set method.w_mlm=0."
+                )
+            terms["mlm"] = over(masked_tokens)(encoded["text/v0"].tokens, data["labels"], has["text/v0"], **head)
         loss = sum(self.weights[name] * value for name, value in terms.items())
         accuracy = over(in_batch_accuracy)(z["image/v0"], z["text/v0"], has["image/v0"] & has["text/v0"])
         watched = {"acc": accuracy, "scale": scale, **over(spread)(z["image/v0"], has["image/v0"])}

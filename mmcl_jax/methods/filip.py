@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from mmcl_jax.encoders.fdt import use_of_codes
+from mmcl_jax.encoders.readouts import make_readout
 from mmcl_jax.losses import plan, spread, tokenwise_accuracy, tokenwise_nce, unit
 from mmcl_jax.losses.tokenwise import similarities
 from mmcl_jax.methods import clip
@@ -48,7 +49,7 @@ def make(
     Args:
         encoders: "image" and "text", which give tokens.
         embed_dim: size of the space of tokens.
-        readout: "tokens", dict(name="tokens", bias=True), or "fdt", of which `pool` becomes "none".
+        readout: "tokens", dict(name="tokens", bias=True), or "fdt", here with pool="none".
         scale_init: exp(s) at the start, 1 / temperature.
         scale_min: lower bound of exp(s) after each update.
         scale_max: upper bound.
@@ -60,13 +61,13 @@ def make(
     """
     if top < 0:
         raise ValueError(f"method.top={top} must be positive, or 0 for all tokens.")
-    given = {"name": readout} if isinstance(readout, str) else dict(readout)
-    if given.get("name") not in ("tokens", "fdt"):
-        raise ValueError(f"method.readout={given.get('name')!r} gives one vector; FILIP compares tokens: tokens, fdt.")
-    given |= {"pool": "none"} if given["name"] == "fdt" else {}
+    given = {"name": readout} if isinstance(readout, str) else {"name": "tokens", **readout}
+    given = {"pool": "none", **given} if given["name"] == "fdt" else given
     scale = dict(scale_init=scale_init, scale_min=scale_min, scale_max=scale_max, scale_cap=scale_cap)
-    base = clip.make(encoders, embed_dim=embed_dim, readout=given, **scale)
-    return Filip(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)}, top=top)
+    base = clip.make(encoders, embed_dim=embed_dim, **scale)
+    fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    fields["readouts"] = {name: make_readout(given, embed_dim, per_token=True) for name in ("image", "text")}
+    return Filip(**fields, top=top)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmcl_jax import parallel
+from mmcl_jax.encoders import fdt
 from mmcl_jax.encoders.fdt import Fdt, use_of_codes
-from mmcl_jax.losses import info_nce, similarities, unit
+from mmcl_jax.losses import info_nce, masked_tokens, similarities, unit
 from mmcl_jax.methods import clip, declip, filip, slip
+from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Ctx, Encoded, Stream
+from tests.conftest import make_mesh
 
 B, N, F, V = 8, 3, 6, 11
 CTX = Ctx(train=True, step=0, rng=jax.random.key(0))
@@ -231,7 +235,9 @@ def test_use_of_codes():
     """Weights are counted of rows that are there, in training only; a code that is not active grows idle."""
     module = Fdt(4, 7, temperature=1.0)
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(B, N, F)), jnp.float32) * 3
-    encoded, there = Encoded(tokens[:, 0], tokens), jnp.arange(B) < 3
+    there = jnp.arange(B) < 3
+    tokens = jnp.where(there[:, None, None], tokens, jnp.nan)  # whatever an encoder makes of a placeholder
+    encoded = Encoded(tokens[:, 0], tokens)
     variables = module.init(jax.random.key(0), encoded)
     (_, kept) = module.apply(variables, encoded, train=True, present=there, mutable=["batch_stats", "intermediates"])
     weights = np.asarray(kept["intermediates"]["weights"][0])[:3]
@@ -248,7 +254,7 @@ def test_use_of_codes():
     p = weights.mean(0) / weights.mean()
     p = p / p.sum()
     np.testing.assert_allclose(found["image_entropy"], -(p[p > 0] * np.log(p[p > 0])).sum(), rtol=1e-3)
-    _, same = module.apply(variables | {"batch_stats": stats}, encoded, train=False, mutable=True)
+    _, same = module.apply(variables | {"batch_stats": stats}, encoded, mutable=True)
     np.testing.assert_array_equal(same["batch_stats"]["idle"], stats["idle"])
 
 
@@ -271,6 +277,12 @@ def test_temperature_falls_in_steps():
         (declip.make, dict(queue=0), "queue=0 must be positive"),
         (filip.make, dict(top=-1), "top=-1"),
         (filip.make, dict(readout="linear"), "'linear' gives one vector"),
+        (filip.make, dict(readout=FDT | {"pool": "max"}), "'fdt' gives one vector"),
+        (clip.make, dict(readout="tokens"), "'tokens' gives a vector of each token"),
+        (declip.make, dict(readout=FDT | {"pool": "none"}), "'fdt' gives a vector of each token"),
+        (clip.make, dict(readout=FDT | {"attention": "softmin"}), "'softmin'; possible: sparsemax, softmax"),
+        (clip.make, dict(readout=FDT | {"temperature": 0}), "temperature=0 must be positive"),
+        (clip.make, dict(scale_cap=-1.0), "scale_cap=-1.0"),
         (clip.make, dict(readout="fdd"), "did you mean 'fdt'"),
         (clip.make, dict(readout=dict(name="fdt", code=3)), "did you mean 'method.readout.codes'"),
         (clip.make, dict(scale_min=30.0), "must lie between scale_min=30.0"),
@@ -281,10 +293,58 @@ def test_what_cannot_work_is_refused(make, wrong, told):
         make(towers(), **wrong)
 
 
-def test_choices_of_the_readout_are_checked():
-    method = clip.make(towers(), embed_dim=4, readout=FDT | {"attention": "softmin"})
-    with pytest.raises(ValueError, match="'softmin'; possible: sparsemax, softmax"):
-        start(method, of(method))
+def test_declip_says_what_hides_words():
+    method = declip.make(towers(), **SMALL)
+    b = of(method) | {"text/v0": stream(3, True)}
+    params, extra = start(method, b)
+    with pytest.raises(ConfigError, match=r"end its ops with mlm\(.15\)"):
+        method.loss(params, extra, b, CTX)
+
+
+def test_many_codes_are_visited_in_parts(monkeypatch):
+    """Value, gradients and statistics are those of all codes at once; the logits of all are never there."""
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(B, N, F)), jnp.float32)
+    mask = jnp.asarray(np.arange(N) < np.arange(1, B + 1)[:, None])
+
+    def run(pool, tokens, mask, at_once):
+        monkeypatch.setattr(fdt, "AT_ONCE", at_once)
+        module, encoded = Fdt(4, 50, pool=pool, temperature=2.0), Encoded(tokens[:, 0], tokens, mask)
+        variables = module.init(jax.random.key(0), encoded)
+
+        def loss(params, tokens):
+            encoded = Encoded(tokens[:, 0], tokens, mask)
+            out, new = module.apply(variables | {"params": params}, encoded, train=True, mutable=["batch_stats"])
+            return jnp.square(out).sum(), new
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], tokens)
+
+    for pool in ("max", "mean", "sum"):
+        for one, two in zip(*(jax.tree.leaves(run(pool, tokens, mask, k)) for k in (50, 8)), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    many = jnp.asarray(np.random.default_rng(0).normal(size=(64, 100, F)), jnp.float32)
+    text = jax.jit(lambda t: run("max", t, None, 8)).lower(many).compile().as_text()
+    assert "f32[64,100,8]" in text and "f32[64,100,50]" not in text and "f32[64,100,56]" not in text
+
+
+def test_words_are_guessed_a_few_places_at_a_time():
+    rng = np.random.default_rng(0)
+    tokens, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, 19, F), (F, V)))
+    labels, bias = jnp.asarray(rng.integers(-4, V, (B, 19))), jnp.asarray(rng.normal(size=V), jnp.float32)
+
+    def plain(tokens, kernel, bias):
+        nll = -jax.nn.log_softmax(tokens @ kernel + bias)
+        own = jnp.take_along_axis(nll, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
+        return jnp.where(labels >= 0, own, 0).sum() / (labels >= 0).sum()
+
+    for mesh in (None, "8", "4x2"):
+        ctx = CTX if mesh is None else dataclasses.replace(CTX, mesh=make_mesh(mesh), batch_axes=parallel.BATCH_AXES)
+
+        def loss(tokens, kernel, bias, ctx=ctx):
+            return ctx.over_batch(masked_tokens)(tokens, labels, kernel=kernel, bias=bias)
+
+        ours, theirs = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(tokens, kernel, bias) for f in (loss, plain))
+        for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
 
 
 def test_a_cap_of_the_scale_keeps_its_gradient():
