@@ -1,7 +1,9 @@
 """CLIP+FDT (arXiv 2303.14865) on emoji, with the towers of clip_emoji.py; the recipe is ours.
 
 mmcl data build emoji_styles/all && mmcl train --config configs/fdt_emoji.py
-mmcl sweep --config configs/fdt_emoji.py --out runs/codes        # codebook size, sparsemax or softmax, pooling
+mmcl sweep --config configs/fdt_emoji.py --grid method.readout.codes=128,512,1024,4096 --out runs/codes
+mmcl sweep --config configs/fdt_emoji.py --grid method.readout.attention=sparsemax,softmax --out runs/codes
+mmcl sweep --config configs/fdt_emoji.py --grid method.readout.pool=max,mean --out runs/codes
 mmcl train --config configs/fdt_emoji.py:tiny                    # synthetic data, a minute, no data set needed
 
 T is 100: of 30, 100, 300 and 1000 it had the lowest loss after 250 steps, by little (3.28 to 3.50; seed 0). With the
@@ -26,12 +28,3 @@ def get_config(arg: str = ""):
     emoji.finish(c, "compare", statistics="clip")
     c.steps = steps
     return c
-
-
-def sweep():
-    """The ablation: codebook size, attention, pooling; one thing at a time."""
-    yield {}
-    for codes in (128, 512, 4096):
-        yield {"method.readout.codes": codes}
-    yield {"method.readout.attention": "softmax"}
-    yield {"method.readout.pool": "mean"}
