@@ -254,7 +254,8 @@ class Predictor:
         """
         if self._compares_vectors:
             return np.asarray(a) @ np.asarray(b).T
-        return np.concatenate([*self._score_rows(a, b)])
+        rows = [*self._score_rows(a, b)]
+        return np.concatenate(rows) if rows else np.zeros((0, items.count(b)), np.float32)
 
     def _score_rows(self, a: Items, b: Items) -> Iterator[np.ndarray]:
         """`score`, a batch of rows after another."""
