@@ -148,6 +148,7 @@ def test_scores_do_not_depend_on_batch_or_devices(run, predictor):
         other = mmcl_jax.load(run, batch=batch, mesh=make_mesh(mesh))
         np.testing.assert_allclose(other.score(image, text), expected, atol=1e-5)
     np.testing.assert_allclose(predictor.score(items.take(image, slice(0, 3)), text), expected[:3], atol=1e-5)
+    assert predictor.score(items.take(image, slice(0, 0)), text).shape == (0, expected.shape[1])
 
 
 def test_another_step_is_another_score_of_the_same_program(run):
