@@ -38,6 +38,7 @@ take() { # take NAME COMMAND...: its rows go to NAME.jsonl
 echo "losses"
 take loss mmcl bench loss --devices 8 --batch 65536 --dim 512 --json --pin
 take loss_sigmoid mmcl bench loss --loss sigmoid --devices 8 --batch 65536 --dim 512 --json --pin
+take loss_filip mmcl bench loss --loss filip --devices 8 --batch 1024 --dim 256 --tokens 49,32 --chunk 16 --time_batch 64 --json --pin
 take loss_largest mmcl bench loss --devices 8 --dim 512 --largest 2048 --json --pin --plot "$out/memory.png"
 
 echo "the train step: ViT 384 x 6 at 96 pixels, text 256 x 4"
