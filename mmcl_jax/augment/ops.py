@@ -1,8 +1,8 @@
 """Device ops. Every public function here is an op by its name, called on a whole batch inside jit.
 
-Images are float [B, H, W, 3] in [0, 1] until `normalize`. An op that asks for `keys` [B] is random, with a key per
-example that depends on the seed, the name of the draw and the example's position in the global stream, never on the
-row it happens to be in.
+Images are float [B, H, W, 3] in [0, 1] until `normalize`, sounds float [B, T] in [-1, 1] until `log_mel`. An op that
+asks for `keys` [B] is random, with a key per example that depends on the seed, the name of the draw and the example's
+position in the global stream, never on the row it happens to be in.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mmcl_jax.augment import mel
 from mmcl_jax.augment.resample import draw_boxes, gaussian_blur, resized_crop
 from mmcl_jax.types import Array
 
@@ -158,6 +159,62 @@ def turn_hue(images: Array, turn: Array) -> Array:
     k = jnp.array([5.0, 3.0, 1.0]) + (sixth + 6 * turn)
     k = k - 6 * jnp.floor(k / 6)  # on a CPU much faster than k % 6
     return top - (top - low) * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+
+def log_mel(
+    waves: Array, rate: int = 16_000, mels: int = 128, frames: int = 0, window_ms: float = 25.0, hop_ms: float = 10.0
+) -> Array:
+    """Sounds to log-mel spectrograms, which encoders take as images of one channel; see `mel.log_mel`.
+
+    Args:
+        waves: [B, T] in [-1, 1].
+        rate: Hz.
+        mels: number of bands.
+        frames: columns of the result: cut off, or filled up with zeros, as ImageBind's 204 are; 0 = as many as there
+            are, 198 of two seconds.
+        window_ms: length of a window.
+        hop_ms: from one window to the next.
+
+    Returns:
+        [B, mels, frames, 1] float32.
+    """
+    x = mel.log_mel(waves, rate, mels, window_ms, hop_ms)
+    frames = frames or x.shape[2]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, max(0, frames - x.shape[2]))))[:, :, :frames, None]
+
+
+def standardize(x: Array, mean: float = 0.0, std: float = 1.0) -> Array:
+    """(x - mean) / std. Of spectrograms (Gong et al. 2021, AST, arXiv 2104.01778) ImageBind's are -4.268 and 9.138."""
+    return (x - mean) / std
+
+
+def spec_augment(spectrograms: Array, freq: int = 12, time: int = 48, times: int = 1, *, keys: Array) -> Array:
+    """Sets stretches of bands and of frames to 0, the mean once standardized (Park et al. 2019, arXiv 1904.08779).
+
+    Args:
+        spectrograms: [B, mels, frames, 1], after `standardize`.
+        freq: bands of a stretch, at most.
+        time: frames of a stretch, at most.
+        times: stretches of either kind.
+        keys: [B].
+    """
+
+    def hidden(key):
+        bands, frames = (
+            jnp.stack([mel.masks(k, length, longest) for k in ks]).any(0)
+            for ks, length, longest in zip(
+                jax.random.split(key, (2, times)), spectrograms.shape[1:3], (freq, time), strict=True
+            )
+        )
+        return bands[:, None] | frames[None]
+
+    return jnp.where(jax.vmap(hidden)(keys)[..., None], 0, spectrograms)
+
+
+def gain(waves: Array, decibels: float = 6.0, *, keys: Array) -> Array:
+    """Makes sounds louder or softer by up to so many decibels, uniform on both sides."""
+    u = 2 * _uniform(keys, 1) - 1
+    return waves * 10 ** (u * decibels / 20)
 
 
 def _luma(images: Array) -> Array:

@@ -1,7 +1,8 @@
 """Host ops: what streams are made of before `||`. Every public function here is an op by its name.
 
-Images are uint8 [H, W, 3] arrays; resampling is Pillow's, antialiased. An op that asks for `rng` is random, one
-that asks for `tokenizer` gets the run's. An op that raises marks its stream absent for that example, and is counted.
+Images are uint8 [H, W, 3] arrays; resampling is Pillow's, antialiased. Sounds are float32 [T] in [-1, 1]. An op that
+asks for `rng` is random, one that asks for `tokenizer` gets the run's. An op that raises marks its stream absent for
+that example, and is counted.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from mmcl_jax.data import sound as sounds
+
 MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion; it only warns there
 
 
 def decode(value: bytes | str | os.PathLike | np.ndarray, background: int = 255) -> np.ndarray:
-    """Encoded image, path or array -> RGB, uint8 [H, W, 3]; transparent parts show the background.
+    """Encoded image, path or array -> RGB, uint8 [H, W, 3]; transparent parts show the background, grey becomes RGB.
 
     Raises:
         ValueError: if the header promises more than MAX_PIXELS, before anything is decoded.
@@ -35,6 +38,8 @@ def decode(value: bytes | str | os.PathLike | np.ndarray, background: int = 255)
         image = image.convert("RGBA")
         flat = Image.new("RGBA", image.size, (background,) * 3 + (255,))
         image = Image.alpha_composite(flat, image)
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's `convert` would cut off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65_535) >> 8).astype(np.uint8))
     return np.asarray(image.convert("RGB"))
 
 
@@ -150,6 +155,38 @@ def blur(
 def solarize(image: np.ndarray, p: float = 0.2, threshold: float = 0.5, *, rng: np.random.Generator) -> np.ndarray:
     """With probability p, turns values from the threshold (a share of 255) on into their negative."""
     return np.where(image >= 255 * threshold, 255 - image, image) if rng.random() < p else image
+
+
+def sound(value: bytes | str | os.PathLike | np.ndarray, rate: int = 16_000, of: int = 0) -> np.ndarray:
+    """Encoded sound, path or samples -> one channel at `rate` Hz, float32 [T] in [-1, 1].
+
+    Args:
+        value: see `sound.read`, which this is; needs the extra `audio` for files, and for another rate.
+        rate: wanted, Hz.
+        of: rate of samples that come as an array, Hz; 0 = `rate`.
+
+    Raises:
+        ValueError: if it can't be read, is empty, not finite, silent or badly clipped.
+    """
+    return sounds.read(value, rate, of)
+
+
+def excerpt(samples: np.ndarray, length: int, *, rng: np.random.Generator) -> np.ndarray:
+    """A stretch of `length` samples at random; a shorter sound stands somewhere in it at random, in silence."""
+    return _stretch(samples, length, rng.random())
+
+
+def center_excerpt(samples: np.ndarray, length: int) -> np.ndarray:
+    """The middle `length` samples; a shorter sound stands in the middle, in silence."""
+    return _stretch(samples, length, 0.5)
+
+
+def _stretch(samples: np.ndarray, length: int, where: float) -> np.ndarray:
+    spare = len(samples) - length
+    start = int(where * (abs(spare) + 1)) if where != 0.5 else abs(spare) // 2
+    if spare >= 0:
+        return samples[start : start + length]
+    return np.pad(samples, (start, -spare - start))
 
 
 def pick(values: str | Sequence[str], main: float = 0.0, *, rng: np.random.Generator) -> str:

@@ -137,7 +137,7 @@ class Streams:
     def run(self, name: str, record: dict[str, Any], position: int) -> tuple[dict | None, str | None]:
         """A stream of a record: (arrays, None); (None, None) if its field is missing; or (None, what went wrong)."""
         value = look_up(record, self.chains[name].field)
-        if value is None or (isinstance(value, list) and not value):
+        if value is None or (isinstance(value, list | np.ndarray) and not len(value)):
             return None, None
         try:
             value = self.hosts[name](value, position)

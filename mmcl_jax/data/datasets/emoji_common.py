@@ -1,4 +1,4 @@
-"""What the emoji data sets share: fetching packages, rendering icons, concept ids, splits.
+"""What our data sets share: fetching packages, rendering icons; and those of emoji: concept ids, splits.
 
 A *concept* is one emoji whatever its drawing. Its id is the Unicode sequence in upper-case hex,
 joined by "-", without the variation selector FE0F: one key joins every style, language and source.
@@ -34,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A pinned package and the client that fetches it, "pip" or "npm"."""
+    """A pinned package and the client that fetches it, "pip", "npm" or "apt" (there "" is the newest that it knows)."""
 
     client: str
     name: str
@@ -43,7 +43,7 @@ class Package:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A fetched package: a wheel or a tarball, never unpacked to disk."""
+    """A fetched package: a wheel or a tarball, never unpacked to disk; or a Debian archive."""
 
     package: Package
     path: pathlib.Path
@@ -87,8 +87,12 @@ def _run_client(package: Package, folder: pathlib.Path) -> None:
         spec = f"{package.name}=={package.version}"
         options = ["--quiet", "--no-deps", "--only-binary=:all:"]
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", ".", spec]
-    else:
+    elif package.client == "npm":
         command = [*_npm(), "pack", "--silent", f"{package.name}@{package.version}"]
+    else:
+        command = ["apt-get", "download", "-qq", "=".join(filter(None, (package.name, package.version)))]
+        if not shutil.which("apt-get"):
+            raise RunError(f"This data set comes from Debian's package {package.name}, and there is no `apt-get` here.")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RunError(f"`{' '.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
@@ -124,7 +128,10 @@ def render(svg: str) -> bytes:
         png = _resvg(svg, height=IMAGE_SIZE)
         image = Image.open(io.BytesIO(png))
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-        png, image = _padded(image.convert("RGBA"))
+        image = squared(image.convert("RGBA"))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        png = buffer.getvalue()
     # TFDS stores encoded bytes unseen: a wrong shape would only break the first batch.
     if image.size != (IMAGE_SIZE, IMAGE_SIZE) or image.mode != "RGBA":
         raise ValueError(f"Rendered to {image.size} {image.mode}: {svg[:200]}")
@@ -138,12 +145,11 @@ def _resvg(svg: str, **size: int) -> bytes:
     return bytes(resvg_py.svg_to_bytes(svg, dpi=96, skip_system_fonts=True, **size))
 
 
-def _padded(image: Image.Image) -> tuple[bytes, Image.Image]:
+def squared(image: Image.Image) -> Image.Image:
+    """Centres an image in RGBA that is not larger on a transparent square of `IMAGE_SIZE`."""
     square = Image.new("RGBA", (IMAGE_SIZE, IMAGE_SIZE))
     square.paste(image, tuple((IMAGE_SIZE - side) // 2 for side in image.size))
-    buffer = io.BytesIO()
-    square.save(buffer, "PNG")
-    return buffer.getvalue(), square
+    return square
 
 
 def concept_id(code: str) -> str:
