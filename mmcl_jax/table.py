@@ -317,7 +317,7 @@ def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath)
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [" ".join(log.short(v) for v in g.label.values()) or g.name for g in groups]
+    names = [" ".join(log.short(v) for v in g.label.values() if v is not None) or g.name for g in groups]
     if len(set(names)) < len(names):
         names = [g.name for g in groups]
     height = 0.9 + 0.32 * len(groups)
