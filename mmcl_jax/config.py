@@ -164,7 +164,12 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, Mapping | ConfigDict) and len(value):
             yield from flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{key}", _lists(value)
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, also in each other: as they come back from JSON."""
+    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mmcl_jax import named, parallel
 from mmcl_jax.losses import unit
@@ -110,10 +111,11 @@ class Method:
         variables = {"params": params[name] | {k: params[k] for k in getattr(module, "shared", ())}}
         stats = extra.get("batch_stats", {})
         own = {"batch_stats": stats[name]} if name in stats else {}
+        train = ctx.train and name not in ctx.frozen
 
         def apply(variables, rows):
             encoded, present = rows
-            state = dict(train=ctx.train, present=present, step=ctx.step) if own else {}
+            state = dict(train=train, present=present, step=ctx.step) if own else {}
             return module.apply(variables, encoded, **state, mutable=["batch_stats"])
 
         out, new = parallel.with_whole_weights(apply, ctx.mesh)(variables | own, (encoded, present))
@@ -130,11 +132,12 @@ class Method:
         encoded, stats = {}, extra.get("batch_stats", {})
         for name, stream in streams.items():
             modality = name.split("/")[0]
-            rngs = {"dropout": ctx.key(f"dropout {name}")} if ctx.train and ctx.rng is not None else {}
+            train = ctx.train and modality not in ctx.frozen
+            rngs = {"dropout": ctx.key(f"dropout {name}")} if train and ctx.rng is not None else {}
             own = {"batch_stats": stats[modality]} if modality in stats else {}
 
-            def apply(variables, stream, encoder=self.encoders[modality], rngs=rngs):
-                return encoder.apply(variables, stream, train=ctx.train, rngs=rngs, mutable=["batch_stats"])
+            def apply(variables, stream, encoder=self.encoders[modality], train=train, rngs=rngs):
+                return encoder.apply(variables, stream, train=train, rngs=rngs, mutable=["batch_stats"])
 
             apply = parallel.with_whole_weights(apply, ctx.mesh)
             encoded[name], new = apply({"params": params[modality]} | own, stream)
@@ -167,6 +170,17 @@ class Method:
         wanted = {k: v for k, v in batch.items() if k.split("/")[0] in members}
         return self.project(params, extra, wanted, ctx)[0]
 
+    def fuse(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[Array, Array]:
+        """One vector of each example from whatever it has of the batch's streams; for evaluations with missing ones.
+
+        Here it is the mean of the embeddings that there are.
+
+        Returns:
+            [B, D], not normalised, and [B] bool, whether there is any.
+        """
+        z = self.embed(params, extra, batch, ctx)
+        return mean_of_present([z[name] for name in z], [batch[name].is_present() for name in z])
+
     def items(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> dict[str, PyTree]:
         """What `score` compares: arrays or pytrees of them, with leading rows B; here the embeddings."""
         return self.embed(params, extra, batch, ctx)
@@ -186,6 +200,13 @@ class Method:
             f"There is an encoder for {modality!r}, but the batch has no such stream; it has {sorted(batch)}. "
             f"Add data.streams.{modality} to the config, or remove encoders.{modality}."
         )
+
+
+def mean_of_present(vectors: Sequence[Array], present: Sequence[Array]) -> tuple[Array, Array]:
+    """The mean [B, D] of the vectors [B, D] of an example that are there, [B] bool each; and if any is, [B] bool."""
+    there = jnp.stack(present)  # [M, B]
+    total = jnp.where(there[..., None], jnp.stack(vectors), 0).sum(0)
+    return total / jnp.maximum(there.sum(0), 1)[:, None], there.any(0)
 
 
 def _in_chunks(encode: Callable, params: PyTree, extra: PyTree, streams: Batch, ctx: Ctx) -> tuple[PyTree, PyTree]:
@@ -216,7 +237,9 @@ def check_chunks(method: Method, batch: Batch, chunks: int) -> None:
         ConfigError: naming the encoder that keeps state beside its parameters, as batch normalisation does.
     """
     for name, encoder in method.encoders.items() if chunks > 1 else ():
-        stream = next(s for key, s in batch.items() if key.split("/")[0] == name)
+        stream = next((s for key, s in batch.items() if key.split("/")[0] == name), None)
+        if stream is None:
+            continue  # made of the others, as GMC's joint encoder
         state = set(jax.eval_shape(encoder.init, jax.random.key(0), stream)) - {"params"}
         if state:
             raise named.ConfigError(

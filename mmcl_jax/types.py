@@ -110,6 +110,8 @@ class Ctx:
         step: [] int32, for schedules inside a method.
         rng: key of this step; take randomness from `key(name)`.
         chunks: parts in which each device's rows are encoded, one after another, to save memory.
+        frozen: top-level names of parameters of which none is trained: their encoders and readouts run as in
+            evaluation, without dropout, and leave their batch statistics alone.
         loss: `config.loss`, passed to every loss that has all of these arguments: the form it takes.
     """
 
@@ -119,6 +121,7 @@ class Ctx:
     step: Array | int = 0
     rng: Array | None = None
     chunks: int = 1
+    frozen: frozenset[str] = frozenset()
     loss: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def key(self, name: str) -> Array:

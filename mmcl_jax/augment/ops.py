@@ -161,6 +161,11 @@ def turn_hue(images: Array, turn: Array) -> Array:
     return top - (top - low) * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
+def one_channel(images: Array) -> Array:
+    """The first of equal channels, [B, H, W, 3] -> [B, H, W, 1]: of depth and heat that came as grey images."""
+    return images[..., :1]
+
+
 def log_mel(
     waves: Array, rate: int = 16_000, mels: int = 128, frames: int = 0, window_ms: float = 25.0, hop_ms: float = 10.0
 ) -> Array:

@@ -171,6 +171,18 @@ def sound(value: bytes | str | os.PathLike | np.ndarray, rate: int = 16_000, of:
     return sounds.read(value, rate, of)
 
 
+def array(value: str | os.PathLike | np.ndarray) -> np.ndarray:
+    """Path of a .npy file, or an array -> float32 array: inertial sensors, features.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    found = np.asarray(value if isinstance(value, np.ndarray) else np.load(value), np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{(~np.isfinite(found)).sum()} of {found.size} numbers are not finite")
+    return found
+
+
 def excerpt(samples: np.ndarray, length: int, *, rng: np.random.Generator) -> np.ndarray:
     """A stretch of `length` samples at random; a shorter sound stands somewhere in it at random, in silence."""
     return _stretch(samples, length, rng.random())

@@ -18,6 +18,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),  # torch's and timm's
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),  # SigLIP's; flax's default
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI CLIP's
+    "relu": jax.nn.relu,
+    "swish": jax.nn.swish,
 }
 REMAT_POLICIES = {
     "none": None,
@@ -58,6 +60,10 @@ class Shape:
         attention: kernel of `jax.nn.dot_product_attention`, "xla" or "cudnn".
         dropout: share of what attention and MLP add to the tokens that is dropped in training (Vaswani et al.,
             arXiv 1706.03762); CLIP and SigLIP have none.
+        drop_path: share of examples for which the last block is left out in training; the first is always there, the
+            others are in between (stochastic depth, Huang et al., arXiv 1603.09382).
+        bias_kv: whether each attention has one more key and value, learned, that all queries see (ImageBind's towers
+            but those of images and texts).
     """
 
     width: int
@@ -72,6 +78,8 @@ class Shape:
     scan: bool = False
     attention: str = "xla"
     dropout: float = 0.0
+    drop_path: float = 0.0
+    bias_kv: bool = False
 
     def __post_init__(self):
         """Refuses what would only fail, or silently be ignored, deep in the compilation."""
@@ -82,8 +90,9 @@ class Shape:
         for field, possible in choices.items():
             if getattr(self, field) not in possible:
                 raise ValueError(f"{field}={getattr(self, field)!r}; possible: {', '.join(possible)}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and less than 1.")
+        for field in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least 0 and less than 1.")
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} does not divide width={self.width}.")
 
@@ -120,6 +129,17 @@ def attention(q: Array, k: Array, v: Array, *, causal: bool = False, kernel: str
         [B, N, H, D / H].
     """
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=kernel)
+
+
+def activation_of(name: str) -> Callable[[Array], Array]:
+    """The activation of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name!r}; possible: {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
 
 
 def flat_dot_general(a: Array, b: Array, dimension_numbers, precision=None, preferred_element_type=None) -> Array:
@@ -176,6 +196,12 @@ class Attention(nn.Module):
         dense = functools.partial(nn.DenseGeneral, dtype=s.dtype, dot_general=flat_dot_general)
         heads = functools.partial(dense, (s.heads, s.width // s.heads), kernel_init=init["attn_in"])
         q, k, v = heads(name="query")(queries), heads(name="key")(x), heads(name="value")(x)  # [B, N, H, D / H]
+        if s.bias_kv:
+            start, size = nn.initializers.normal(s.width**-0.5), (s.heads, s.width // s.heads)
+            k, v = (
+                jnp.concatenate([y, jnp.broadcast_to(more.astype(y.dtype), (len(y), 1, *size))], 1)
+                for y, more in ((k, self.param("bias_k", start, size)), (v, self.param("bias_v", start, size)))
+            )
         out = attention(q, k, v, causal=self.causal, kernel=s.attention)
         return dense(s.width, axis=(-2, -1), kernel_init=init["attn_out"], name="out")(out)
 
@@ -206,12 +232,20 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, _=None) -> tuple[Array, None]:
+    def __call__(self, x: Array, drop_path: Array | float = 0.0) -> tuple[Array, None]:
         drop = functools.partial(nn.Dropout, self.shape.dropout, deterministic=not self.train)
         y = norm(self.shape, "norm1")(x)
-        x = x + drop(name="dropout1")(Attention(self.shape, self.causal, name="attention")(y, y))
-        x = x + drop(name="dropout2")(Mlp(self.shape, name="mlp")(norm(self.shape, "norm2")(x)))
-        return x, None  # the pair is what nn.scan wants
+        y = drop(name="dropout1")(Attention(self.shape, self.causal, name="attention")(y, y))
+        x = x + self._drop_path(y, drop_path)
+        y = drop(name="dropout2")(Mlp(self.shape, name="mlp")(norm(self.shape, "norm2")(x)))
+        return x + self._drop_path(y, drop_path), None  # the pair is what nn.scan wants
+
+    def _drop_path(self, y: Array, share: Array | float) -> Array:
+        """Leaves out y for a share of the examples, and makes up for it in the others."""
+        if not (self.train and self.shape.drop_path):
+            return y
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - share, (len(y), 1, 1))
+        return jnp.where(keep, y / (1 - share), 0).astype(y.dtype)
 
 
 class Transformer(nn.Module):
@@ -224,14 +258,15 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         s, block = self.shape, Block
+        drop_path = jnp.linspace(0, s.drop_path, s.depth)
         if s.remat != "none":
             block = nn.remat(Block, policy=REMAT_POLICIES[s.remat], prevent_cse=not s.scan)
         if s.scan:
             stacked = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
                               length=s.depth)  # fmt: skip
-            return stacked(s, self.causal, self.train, name="blocks")(x, None)[0]
+            return stacked(s, self.causal, self.train, name="blocks")(x, drop_path)[0]
         for i in range(s.depth):
-            x, _ = block(s, self.causal, self.train, name=f"block{i}")(x, None)
+            x, _ = block(s, self.causal, self.train, name=f"block{i}")(x, drop_path[i])
         return x
 
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 
 from mmcl_jax.encoders.batch_norm import BatchNorm
 from mmcl_jax.encoders.fdt import Fdt
-from mmcl_jax.encoders.layers import torch_uniform
+from mmcl_jax.encoders.layers import activation_of, torch_uniform
 from mmcl_jax.named import did_you_mean
 from mmcl_jax.types import Array, Encoded
 
@@ -102,6 +102,50 @@ class Mlp(nn.Module):
                 shift = self.norm != "simclr" or not last
                 x = BatchNorm(self.bn_groups, shift=shift, name=f"norm{i}")(x, train=train, present=present)
             x = x if last else nn.relu(x)
+        return x
+
+
+class SharedMlp(nn.Module):
+    """A projection of each modality's own, then an MLP that all modalities share, [B, D] -> [B, dim] (GMC).
+
+    Attributes:
+        dim: of the result.
+        latent: of what goes into the shared MLP.
+        hidden: of the MLP's inner layers; () for a single dense layer.
+        activation: after the inner layers, a name of `layers.ACTIVATIONS`.
+        project: whether there is the modality's own projection; else its features must have the size `latent`.
+    """
+
+    dim: int
+    latent: int
+    hidden: tuple[int, ...] = ()
+    activation: str = "swish"
+    project: bool = True
+
+    shared: ClassVar[tuple[str, ...]] = ("projection",)
+
+    @nn.compact
+    def __call__(self, encoded: Encoded) -> Array:
+        x = encoded.pooled
+        if self.project:
+            start = functools.partial(torch_uniform, fan_in=x.shape[-1])
+            x = nn.Dense(self.latent, kernel_init=start, bias_init=start, name="latent")(x)
+        return Dense(self.dim, self.hidden, self.activation, name="projection")(x)
+
+
+class Dense(nn.Module):
+    """Dense layers with an activation between them, starting as PyTorch's do."""
+
+    dim: int
+    hidden: tuple[int, ...]
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, width in enumerate((*self.hidden, self.dim), 1):
+            start = functools.partial(torch_uniform, fan_in=x.shape[-1])
+            x = nn.Dense(width, kernel_init=start, bias_init=start, name=f"dense{i}")(x)
+            x = activation_of(self.activation)(x) if i <= len(self.hidden) else x
         return x
 
 

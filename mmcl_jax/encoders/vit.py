@@ -1,4 +1,9 @@
-"""Vision Transformer (Dosovitskiy et al., arXiv 2010.11929), as CLIP and as SigLIP have it."""
+"""Vision Transformer (Dosovitskiy et al., arXiv 2010.11929), as CLIP, SigLIP and ImageBind have it.
+
+ImageBind (Girdhar et al., arXiv 2305.05665) reads sounds (log-mel spectrograms, patches that overlap), depth and heat
+by the same trunk: size="B", patch=16, patch_bias=False, stem_norm=True, bias_kv=True, pool="class", norm_eps=1e-6, and
+for sounds stride=10, drop_path=.1.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +27,8 @@ def make(
     positions: str = "learned",
     pre_norm: bool = False,
     patch_bias: bool = True,
+    stride: int = 0,
+    stem_norm: bool = False,
     **shape,
 ) -> ViT:
     """Builds a ViT of a named size; `config.encoders.image` holds these arguments.
@@ -33,6 +40,9 @@ def make(
         positions: "learned" or "sincos" (fixed).
         pre_norm: LayerNorm before the first block, as CLIP has it.
         patch_bias: bias of the patch embedding; CLIP has none.
+        stride: from one patch to the next, pixels; 0 = `patch`, side by side. Patches that overlap need not fill the
+            image: what is left over at its end is not seen.
+        stem_norm: LayerNorm of the patch embeddings, before positions are added (epsilon 1e-5).
         **shape: fields of `layers.Shape` that differ from the named size.
 
     Raises:
@@ -41,42 +51,29 @@ def make(
     for field, value, possible in (("pool", pool, POOLS), ("positions", positions, POSITIONS)):
         if value not in possible:
             raise ValueError(f"{field}={value!r}; possible: {', '.join(possible)}.")
-    return ViT(named_shape(size, **shape), patch, pool, positions, pre_norm, patch_bias)
+    return ViT(
+        named_shape(size, **shape), pool, positions, pre_norm, stem_norm, patch=patch, patch_bias=patch_bias,
+        stride=stride or patch,
+    )  # fmt: skip
 
 
-class ViT(nn.Module):
-    """Images [B, H, W, 3] float -> pooled [B, D] after the final norm, tokens [B, H/p * W/p, D] before it.
+class Trunk(nn.Module):
+    """What a transformer of patches does behind its stem: class token, positions, blocks, pooling.
 
-    The arguments are those of `make`. H and W must be multiples of the patch side.
+    The attributes are those of `make`.
     """
 
     shape: Shape
-    patch: int
     pool: str
     positions: str
     pre_norm: bool
-    patch_bias: bool
+    stem_norm: bool
 
-    @nn.compact
-    def __call__(self, stream: Stream, *, train: bool = False) -> Encoded:
-        s, images = self.shape, stream.data
-        if images.ndim != 4 or images.shape[1] % self.patch or images.shape[2] % self.patch:
-            raise ValueError(
-                f"ViT takes images [B, H, W, C] with sides that are multiples of patch={self.patch}; got "
-                f"{images.shape}. Resize in the stream's ops, or change encoders.image.patch."
-            )
-        conv = nn.Conv(
-            s.width,
-            (self.patch, self.patch),
-            strides=self.patch,
-            padding="VALID",
-            use_bias=self.patch_bias,
-            dtype=s.dtype,
-            name="patches",
-        )
-        x = conv(images)  # [B, h, w, D]
-        grid = x.shape[1:3]
-        x = x.reshape(x.shape[0], -1, s.width)  # [B, N, D]
+    def encode(self, x: Array, grid: tuple[int, int], train: bool) -> Encoded:
+        """Patch embeddings [B, h * w, D] -> pooled [B, D] after the final norm, tokens [B, h * w, D] before it."""
+        s = self.shape
+        if self.stem_norm:
+            x = nn.LayerNorm(epsilon=1e-5, dtype=s.dtype, name="stem_norm")(x)
         extra = int(self.pool == "class")
         if extra:
             token = self.param("class_token", nn.initializers.normal(s.width**-0.5), (s.width,))
@@ -97,6 +94,38 @@ class ViT(nn.Module):
         x = final(x)
         pooled = x.mean(1) if self.pool == "mean" else AttentionPool(s, name="pool")(x)
         return Encoded(pooled=pooled, tokens=tokens)
+
+
+class ViT(Trunk):
+    """Images [B, H, W, C] float -> `Encoded`. The arguments are those of `make`.
+
+    H and W must be multiples of the patch side, unless patches overlap.
+    """
+
+    patch: int
+    patch_bias: bool
+    stride: int
+
+    @nn.compact
+    def __call__(self, stream: Stream, *, train: bool = False) -> Encoded:
+        s, images, p = self.shape, stream.data, self.patch
+        whole = images.ndim == 4 and min(images.shape[1:3]) >= p
+        if not whole or self.stride == p and (images.shape[1] % p or images.shape[2] % p):
+            raise ValueError(
+                f"ViT takes images [B, H, W, C] with sides that are multiples of patch={p}; got {images.shape}. Resize "
+                "in the stream's ops, or change the encoder's patch."
+            )
+        conv = nn.Conv(
+            s.width,
+            (p, p),
+            strides=self.stride,
+            padding="VALID",
+            use_bias=self.patch_bias,
+            dtype=s.dtype,
+            name="patches",
+        )
+        x = conv(images)  # [B, h, w, D]
+        return self.encode(x.reshape(x.shape[0], -1, s.width), x.shape[1:3], train)
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Array:

@@ -166,7 +166,7 @@ PICTURES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 def of_evaluations(
     predictor: Predictor, evaluations: Mapping[str, Any], train: Mapping[str, Any], folder: Path | None
 ) -> str:
-    """Draws what the first retrieval of `config.evals` finds, or if there is none, the first knn.
+    """Draws what the first retrieval of texts for images in `config.evals` finds, or if there is none, the first knn.
 
     Args:
         predictor: the model.
@@ -179,7 +179,8 @@ def of_evaluations(
     """
     for kind, (draw, wanted) in PICTURES.items():
         for name, part in evaluations.items():
-            if part["name"] == kind:
+            # a picture of retrieval has images on the one side and words on the other
+            if part["name"] == kind and (part.get("a", "image"), part.get("b", "text")) == ("image", "text"):
                 arguments = {k: v for k, v in evals.arguments(part, train).items() if k in wanted}
                 file = f"{draw.__name__}.png"
                 draw(predictor, out=folder / file if folder else "", name=name, **arguments)

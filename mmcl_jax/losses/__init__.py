@@ -7,11 +7,12 @@ from mmcl_jax.losses.softmax import in_batch_accuracy, info_nce
 from mmcl_jax.losses.spread import spread
 from mmcl_jax.losses.tokenwise import similarities, tokenwise_accuracy, tokenwise_nce
 from mmcl_jax.losses.unit import unit
-from mmcl_jax.losses.views import nt_xent
+from mmcl_jax.losses.views import joint_negatives, nt_xent
 
 __all__ = [
     "in_batch_accuracy",
     "info_nce",
+    "joint_negatives",
     "masked_tokens",
     "nt_xent",
     "queue_accuracy",

@@ -1,4 +1,4 @@
-"""The contrastive loss of two views of the same examples, in which each view is a negative of all others."""
+"""Contrastive losses of two views of the same examples, in which a view is a negative of others of its kind, too."""
 
 from __future__ import annotations
 
@@ -84,3 +84,33 @@ def nt_xent(
         found, _ = parallel.over_columns(visit, start, columns, parallel.SUM, axis=axis, ring=ring, chunk=examples)
     loss = found[0] - found[1]  # [2b]
     return 0.5 * parallel.mean(loss[: len(x)] + loss[len(x) :], present, axis)
+
+
+def joint_negatives(
+    x: Array, y: Array, present: Array | None = None, *, scale: Array | float, axis: parallel.Axis = None
+) -> Array:
+    """Each x should be nearer to its own y than to all other x: y are positives only. GMC's ablation.
+
+        L = 1 / N * sum_i [ logsumexp_{j != i} (scale x_i . x_j) - scale x_i . y_i ]
+
+    over the N present rows of the *global* batch. The positive is not in the sum, so that L can be negative.
+
+    Vasco et al., Geometric Multimodal Contrastive Representation Learning, arXiv 2202.03390.
+
+    Args:
+        x: [b, D] unit vectors, this device's rows: the joint representation.
+        y: [b, D] unit vectors: a modality's.
+        present: [b] bool or None.
+        scale: [] multiplier of the cosine, 1 / temperature.
+        axis: mesh axes of the rows, as `Ctx.over_batch` passes it; None on one device.
+
+    Returns:
+        [] float32, the same on all devices; 0 if there are not two present rows.
+    """
+    x, y, present = rows_of(x, y, present, axis)
+    scale, own = parallel.varying(jnp.asarray(scale), axis), parallel.rows(len(x), axis)
+    there = parallel.gather(present, axis)[None] & (own[:, None] != parallel.gather(own, axis)[None])  # [b, B]
+    logits = jnp.where(there, scale * product(x, parallel.gather(x, axis).T), NEVER)
+    positive = scale * jnp.einsum("bd,bd->b", x, y, precision="highest", preferred_element_type=wide(x))
+    loss = jax.nn.logsumexp(logits, axis=1) - positive
+    return parallel.mean(loss, present & there.any(1), axis)

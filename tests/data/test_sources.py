@@ -185,3 +185,37 @@ def test_joined_sources_need_a_key_of_each_records_own():
         joined(a=("x", "x"))
     with pytest.raises(ConfigError, match="parts is empty"):
         sources.make({"source": "joined", "parts": {}})
+
+
+def test_arrays_give_rows_by_name(tmp_path):
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x[1] = np.nan
+    np.savez(tmp_path / "a_test.npz", x=x, y=np.array([3, 1, 2]), z=np.array([0.5, np.nan, 1.5]))
+    source = sources.make(dict(source="arrays", path=str(tmp_path / "a_{split}.npz"), split="test"))
+    assert len(source) == 3 and set(source[1]) == {"id", "y"}, "rows of NaN are missing"
+    np.testing.assert_array_equal(source[2]["x"], x[2])
+    assert source[2]["y"] == 2 and source[2]["z"] == 1.5 and source[2]["id"] == "2"
+
+
+def test_files_of_arrays_that_are_refused(tmp_path):
+    def make(**arrays):
+        np.savez(tmp_path / "a.npz", **arrays)
+        return sources.make(dict(source="arrays", path=str(tmp_path / "a.npz")))
+
+    with pytest.raises(FileNotFoundError, match="no file of arrays"):
+        sources.make(dict(source="arrays", path=str(tmp_path / "b.npz")))
+    with pytest.raises(ValueError, match=r"one length.*'x': 3, 'y': 2"):
+        make(x=np.zeros(3), y=np.zeros(2))
+    with pytest.raises(ValueError, match="one length"):
+        make(x=np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="pickled"):
+        make(x=np.array([{}], object))
+
+
+def test_a_table_may_have_several_columns_of_paths(tmp_path):
+    (tmp_path / "t.csv").write_text("image,sound,split\na.png,a.ogg,train\nb.png,,train\n")
+    how = dict(source="files", path=str(tmp_path / "t.csv"), caption="", paths=("sound",))
+    source = sources.make(how)
+    assert source[0]["sound"] == str(tmp_path / "a.ogg") and source[1]["sound"] is None
+    with pytest.raises(ValueError, match=r"no column 'noise' \(paths\)"):
+        sources.make(how | dict(paths=("noise",)))

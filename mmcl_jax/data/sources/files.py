@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ SPLITS = {"test": 5, "validation": 10, "train": 100}  # upper ends, in percent o
 
 
 def make(
-    path: str, split: str = "train", root: str = "", image: str = "image", caption: str = "caption", id: str = ""
+    path: str,
+    split: str = "train",
+    root: str = "",
+    image: str = "image",
+    caption: str = "caption",
+    id: str = "",
+    paths: Sequence[str] = (),
 ) -> Files:
     """Opens a table with a row per image, or per caption.
 
@@ -32,12 +39,13 @@ def make(
         caption: column of captions, a text or (jsonl, parquet) a list of them. Rows with the same image are one
             record with several captions. "" = images only.
         id: column of names for messages and embeddings; default: the image's path.
+        paths: other columns of paths, of sounds or depth images, that are relative to the same folder.
 
     Raises:
         FileNotFoundError: if the table is not there.
         ValueError: if its format, a column or the split is unknown, or the split is empty.
     """
-    return Files(path, split, root, image, caption, id)
+    return Files(path, split, root, image, caption, id, tuple(paths))
 
 
 class Files:
@@ -46,17 +54,17 @@ class Files:
     The table stays as Arrow has it, and is read once for all of its splits; a record is made when it is asked for.
     """
 
-    def __init__(self, path: str, split: str, root: str, image: str, caption: str, id: str):
+    def __init__(self, path: str, split: str, root: str, image: str, caption: str, id: str, paths: tuple[str, ...]):
         if files.is_remote(path) or files.is_remote(root):
             raise ValueError(
                 f"{path} {root}: tables and images are read from local disks; TFDS data sets also from gs://."
             )
         file = Path(path).expanduser()
         self.root = Path(root).expanduser() if root else file.parent
-        self.image, self.caption, self.id = image, caption, id
+        self.image, self.caption, self.id, self.paths = image, caption, id, paths
         self.table = _open(file)
         columns = self.table.column_names
-        for argument, column in dict(image=image, caption=caption, id=id).items():
+        for argument, column in [("image", image), ("caption", caption), ("id", id), *(("paths", p) for p in paths)]:
             if (column or argument == "image") and column not in columns:
                 raise ValueError(f"{file} has no column {column!r} ({argument}){did_you_mean(column, columns)}")
         _check_texts(file, self.table, image, caption)
@@ -90,6 +98,7 @@ class Files:
         path = rows[0][self.image]
         name = rows[0][self.id] if self.id else path or f"row {self.rows[i][0]}"
         image = str(self.root / path) if path else None
+        record |= {p: str(self.root / record[p]) if record[p] else None for p in self.paths}
         return record | {"id": str(name), "image": image, "captions": captions or None}
 
 
