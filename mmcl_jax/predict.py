@@ -219,6 +219,43 @@ class Predictor:
             len(faults),
         )
 
+    def together(
+        self, source: Any, names: Sequence[str], of: Callable, keep: Sequence[str] = (), limit: int = 0
+    ) -> tuple[Items, dict[str, list[Any]]]:
+        """What a function makes of several streams of every record at once, some of which may be missing.
+
+        Args:
+            source: records.
+            names: streams.
+            of: as for `compute`, but of all these streams; what an example lacks is zeros with present=False.
+            keep: fields of the records that the caller wants back.
+            limit: only so many records; 0 = all.
+
+        Returns:
+            Its result with a row for each record, and field -> its values.
+        """
+        n = min(len(source), limit) if limit else len(source)
+        rows, kept, faults = [], {field: [] for field in keep}, []
+
+        def prepare(i: int):
+            record = pipeline.read(source, i)
+            element = self.streams.element(record, i)
+            record = {} if isinstance(record, Exception) else self.streams.record(record, i)
+            return element, [look_up(record, field) for field in keep]
+
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, n, self.batch):
+                elements = []
+                for element, values in pool.map(prepare, range(start, min(start + self.batch, n))):
+                    elements.append({name: element["streams"][self.streams.source_of[name]] for name in names})
+                    faults += [str(element["fault"])] if str(element["fault"]) else []
+                    for field, value in zip(keep, values, strict=True):
+                        kept[field].append(value)
+                rows.append(self._run(pipeline.stack(elements), len(elements), of))
+        if faults:
+            log.warn(f"missing from the evaluation: {len(faults)} that can't be read, the first is {faults[0]}")
+        return items.concatenate(rows), kept
+
     def _prepare(self, record: Any, i: int, names: Sequence[str], keep: Sequence[str]) -> tuple[dict, list, list]:
         """The fields to keep of a record, its rows (stream, value, arrays) and what could not be read."""
         if isinstance(record, Exception):
@@ -241,8 +278,9 @@ class Predictor:
 
         Streams that share their host half are embedded together with the one that is asked for.
         """
-        present = {"present": np.arange(self.batch) < n}
-        streams = {self.streams.source_of[k]: items.block(v, 0, self.batch) | present for k, v in host.items()}
+        row = np.arange(self.batch) < n
+        streams = {self.streams.source_of[k]: items.block(v, 0, self.batch) for k, v in host.items()}
+        streams = {k: v | {"present": row & v.get("present", True)} for k, v in streams.items()}
         host = {"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}
         rows = parallel.put_rows(host, self.mesh, whole=True)
         return items.to_host(self._embed(self.params, self.extra, np.int32(self.step), rows, of=of), n)

@@ -118,14 +118,14 @@ def _check_field(streams: Streams, source: Any, field: str, where: str) -> None:
     if names is not None:
         return
     records = first_records(streams, source)
-    if all(_class_of(look_up(r, field), None, field) is None for r in records):
+    if all(class_of(look_up(r, field), None, field) is None for r in records):
         possible = sorted({key for r in records for key in r})
         raise ConfigError(
             f"{where}: the first {len(records)} records have no label {field!r}{did_you_mean(field, possible)}"
         )
 
 
-def _class_of(value: Any, names: Sequence[str] | None, field: str) -> Label | None:
+def class_of(value: Any, names: Sequence[str] | None, field: str) -> Label | None:
     """The class that a field's value means; None for nothing, "" and (TFDS's "not labelled") negative numbers."""
     if value is None or isinstance(value, str):
         return value or None
@@ -168,7 +168,7 @@ def embed(
     labels = {}
     for field in fields(label):
         names = sources.class_names(source, field)
-        labels[field] = [_class_of(found.kept[field][i], names, field) for i in found.owners[stream]]
+        labels[field] = [class_of(found.kept[field][i], names, field) for i in found.owners[stream]]
     return Labelled(found.vectors[stream], labels, found.owners[stream], found.size, found.unreadable)
 
 

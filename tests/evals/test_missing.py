@@ -1,0 +1,107 @@
+"""Evaluation of subsets of modalities, and of tags: by hand, on runs of the tiny GMC."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import mmcl_jax
+from mmcl_jax import config as configs
+from mmcl_jax import evals, train
+from mmcl_jax.data import sources
+from mmcl_jax.evals import linear, missing, tagging
+from mmcl_jax.named import ConfigError
+
+MODALITIES = ("image", "audio", "tags")
+HOW = dict(source="synthetic", modalities=MODALITIES, missing=0.2)
+TEST, TRAIN = HOW | dict(size=600, split="test"), HOW | dict(size=700, split="train")
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    folder = Path(__file__).parent.parent.parent
+    config = configs.load(f"{folder}/configs/gmc.py:tiny", ["steps=30", "batch=64", "optim.warmup=1"])
+    config.evals = {}
+    train.train(config, workdir, jax.devices()[:1])
+    return mmcl_jax.load(workdir, batch=64)
+
+
+def test_each_subset_is_what_the_method_makes_of_it(predictor):
+    how = dict(data=TEST, fit=TRAIN, modalities=MODALITIES, label="label", cs=(1.0,))
+    found = evals.run(predictor, "left", dict(name="missing", **how))
+    vectors = {}
+    for name, part in (("fit", TRAIN), ("data", TEST)):
+        source = sources.make(part)
+        complete = [r for r in (source[i] for i in range(len(source))) if all(m in r for m in MODALITIES)]
+        z = predictor.embed(**{m: [r[m] for r in complete] for m in MODALITIES})
+        labels = np.array([r["label"] for r in complete])
+        vectors[name] = z, labels
+    (z, labels), (_, fit_labels) = vectors["data"], vectors["fit"]
+    assert found["n"] == len(labels) < 600 and found["n_fit"] == len(fit_labels) < 700
+    assert set(found) == {"n", "n_fit", "classes", *(f"{'+'.join(s)}/{k}" for s in missing.subsets(MODALITIES)
+                          for k in ("top1", "drop", "R@1", "R@5") if len(s) < 3 or k in ("top1", "drop"))}  # fmt: skip
+    for name in ("image", "image+tags"):
+        query = np.mean([z[m] for m in name.split("+")], 0)
+        others = np.mean([z[m] for m in MODALITIES if m not in name.split("+")], 0)
+        cosine = (query / np.linalg.norm(query, axis=1, keepdims=True)) @ (
+            others / np.linalg.norm(others, axis=1, keepdims=True)
+        ).T
+        hits = (cosine >= np.diag(cosine)[:, None]).sum(1) == 1
+        np.testing.assert_allclose(found[f"{name}/R@1"], hits.mean(), atol=2 / len(labels))
+        np.testing.assert_allclose(
+            found[f"{name}/drop"], found["image+audio+tags/top1"] - found[f"{name}/top1"], atol=1e-9
+        )
+    together, kept = predictor.together(sources.make(TRAIN), MODALITIES, missing._fused(MODALITIES), ("label",))
+    there = np.all([*together["present"].values()], 0)
+    joint = together["vectors"]["image+audio+tags"][there]
+    np.testing.assert_allclose(np.linalg.norm(joint, axis=1), 1, atol=1e-5)
+    assert [kept["label"][i] for i in np.flatnonzero(there)] == fit_labels.tolist()
+    x = (joint - joint.mean(0)) / np.sqrt(np.square(joint - joint.mean(0)).mean())
+    own = LogisticRegression(C=1.0, max_iter=linear.ITERATIONS).fit(x, fit_labels)
+    tested = (z["image"] - joint.mean(0)) / np.sqrt(np.square(joint - joint.mean(0)).mean())
+    np.testing.assert_allclose(found["image/top1"], own.score(tested, labels), atol=2 / len(labels))
+    assert found["image+audio+tags/top1"] > 5 / 256
+
+
+def test_tags_of_frozen_features(predictor):
+    how = dict(name="tagging", data=TEST, fit=TRAIN, tags="tags")
+    found = evals.run(predictor, "tags", how)
+    assert found["tags"] == 20 and 0.5 < found["AUC"] <= 1 and found["dprime"] > 0
+    noise = tagging.tagging_metrics(np.zeros((50, 2)), np.arange(100).reshape(50, 2) % 3 == 0)
+    assert noise["AUC"] == 0.5 and noise["dprime"] == 0
+
+
+def test_perfect_tags_have_a_finite_d_prime():
+    tags = np.eye(10, dtype=int)[:, :3]
+    found = tagging.tagging_metrics(tags.astype(float), tags)
+    assert found["mAP"] == found["AUC"] == 1 and 2 < found["dprime"] < 4
+    with pytest.raises(ValueError, match="nothing to measure"):
+        tagging.tagging_metrics(np.zeros((4, 1)), np.ones((4, 1), int))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(modalities=("image", "sound")), "no stream 'sound'"),
+        (dict(modalities=("image",)), "two different streams"),
+        (dict(modalities=("image", "image")), "two different streams"),
+        (dict(modalities=MODALITIES, label="lable"), "no label 'lable'"),
+        (dict(modalities=MODALITIES, data=TRAIN), "fit is the same as data"),
+    ],
+)
+def test_what_is_refused_before_training(predictor, given, message):
+    part = dict(name="missing", data=TEST, fit=TRAIN) | given
+    with pytest.raises(ConfigError, match=message):
+        evals.check(predictor, {"left": part})
+
+
+def test_tags_must_be_of_one_kind():
+    with pytest.raises(ValueError, match="one kind"):
+        tagging.matrices([["a"]], [np.zeros(3)])
+    with pytest.raises(ValueError, match="0 or 1"):
+        tagging.matrices([np.zeros(3)], [np.full(3, 2)])
+    fit, tested = tagging.matrices([np.array([0, 1])], [np.array([1, 1])])
+    assert fit.tolist() == [[0, 1]] and tested.tolist() == [[1, 1]]
