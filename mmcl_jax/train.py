@@ -272,6 +272,8 @@ def finish(
         log.results_table(final)
         figures.curves(folder / "metrics.jsonl", folder / "curves.png")
     made = ["curves.png"]
+    if on:
+        made += filter(None, [figures.of_numbers(config.evals, final, folder)])
     try:
         drawn = figures.of_evaluations(predictor, config.evals, config.data.train, folder if on else None)
         made += [drawn] if drawn else []

@@ -19,7 +19,7 @@ from mmcl_jax import evals  # noqa: E402
 from mmcl_jax.data import sources  # noqa: E402
 from mmcl_jax.data.ops import decode  # noqa: E402
 from mmcl_jax.data.record import look_up  # noqa: E402
-from mmcl_jax.evals import labelled  # noqa: E402
+from mmcl_jax.evals import labelled, missing  # noqa: E402
 from mmcl_jax.evals.knn import unit  # noqa: E402
 from mmcl_jax.items import take  # noqa: E402
 from mmcl_jax.log import read_metrics  # noqa: E402
@@ -186,6 +186,58 @@ def of_evaluations(
                 draw(predictor, out=folder / file if folder else "", name=name, **arguments)
                 return file
     return ""
+
+
+def of_numbers(evaluations: Mapping[str, Any], results: Mapping[str, float], folder: Path) -> str:
+    """Draws what the first evaluation of missing modalities in `config.evals` found.
+
+    Args:
+        evaluations: `config.evals`.
+        results: "<evaluation>/<metric>" -> number.
+        folder: for the PNG.
+
+    Returns:
+        The name of the PNG; "" if there is nothing to draw.
+    """
+    for name, part in evaluations.items():
+        if part["name"] == "missing" and f"{name}/n" in results:
+            subsets({k.removeprefix(f"{name}/"): v for k, v in results.items() if k.startswith(f"{name}/")},
+                    tuple(part["modalities"]), folder / "missing.png")  # fmt: skip
+            return "missing.png"
+    return ""
+
+
+def subsets(results: Mapping[str, float], modalities: Sequence[str], out: str | Path) -> None:
+    """Draws the metrics of each subset of modalities as a heat map to a PNG, the whole at the top.
+
+    Args:
+        results: of the evaluator `missing`.
+        modalities: its argument.
+        out: the PNG.
+    """
+    rows = [s for s in missing.subsets(modalities)][::-1]
+    columns = {"top1": "classification\ntop-1", "R@1": "retrieval of the\nothers, R@1"}
+    values = np.array([[results.get(f"{'+'.join(row)}/{k}", np.nan) for k in columns] for row in rows])
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(1.2 + 0.75 * len(modalities) + 2.6, 1.3 + 0.34 * len(rows)), sharey=True,
+        width_ratios=(0.75 * len(modalities), 2.6),
+    )  # fmt: skip
+    there = np.array([[m in row for m in modalities] for row in rows])
+    y, x = np.indices(there.shape)
+    left.scatter(x, y, s=70, c=np.where(there, "#333333", "#dddddd").ravel())
+    left.set(xticks=range(len(modalities)), yticks=[], xlim=(-0.6, len(modalities) - 0.4))
+    left.set_xticklabels(modalities, rotation=30, ha="left")
+    right.imshow(values / np.nanmax(values, 0), aspect="auto", cmap="Greens", vmin=0, vmax=1.3)
+    for (i, j), value in np.ndenumerate(values):
+        right.text(j, i, "–" if np.isnan(value) else f"{value:.3f}", ha="center", va="center", fontsize=8)
+    right.set(xticks=range(len(columns)), ylim=(len(rows) - 0.5, -0.5))
+    right.set_xticklabels([*columns.values()], fontsize=8)
+    for ax in (left, right):
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    foot = f"{results['n']:.0f} complete examples; chance {1 / results['classes']:.3f} and {1 / results['n']:.3f}"
+    _finish(figure, out, foot)
 
 
 def _evenly(size: int, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import mmcl_jax
 from mmcl_jax import config as configs
 from mmcl_jax import evals, train
 from mmcl_jax.data import sources
-from mmcl_jax.evals import linear, missing, tagging
+from mmcl_jax.evals import figures, linear, missing, tagging
 from mmcl_jax.named import ConfigError
 
 MODALITIES = ("image", "audio", "tags")
@@ -105,3 +105,12 @@ def test_tags_must_be_of_one_kind():
         tagging.matrices([np.zeros(3)], [np.full(3, 2)])
     fit, tested = tagging.matrices([np.array([0, 1])], [np.array([1, 1])])
     assert fit.tolist() == [[0, 1]] and tested.tolist() == [[1, 1]]
+
+
+def test_the_heat_map_of_a_run(tmp_path):
+    results = {"left/a/top1": 0.2, "left/b/top1": 0.3, "left/a+b/top1": 0.4, "left/a/R@1": 0.1, "left/b/R@1": 0.2,
+               "left/n": 10, "left/classes": 4}  # fmt: skip
+    part = {"left": dict(name="missing", modalities=["a", "b"])}
+    assert figures.of_numbers(part, results, tmp_path) == "missing.png"
+    assert (tmp_path / "missing.png").stat().st_size > 5000
+    assert figures.of_numbers(part, {}, tmp_path) == "" and figures.of_numbers({}, results, tmp_path) == ""
