@@ -25,6 +25,6 @@ for argument in "$@"; do
   esac
 done
 
-$dry_run || environment audio,demo,gcs,test
+$dry_run || environment audio,demo,gcs,speech,test
 if $setup_only; then exit 0; fi
 run python -m pytest -n auto --dist worksteal ${marks[@]+"${marks[@]}"} ${rest[@]+"${rest[@]}"}

@@ -21,7 +21,7 @@ RUN = (
 
 
 def local(repository, *arguments, **kwargs):
-    env = os.environ | {"XLA_FLAGS": "", "MMCL_VENV": sys.prefix, "MMCL_EXTRAS": "audio,demo,gcs,test"}
+    env = os.environ | {"XLA_FLAGS": "", "MMCL_VENV": sys.prefix, "MMCL_EXTRAS": "audio,demo,gcs,speech,test"}
     return subprocess.Popen(["bash", "launch/local.sh", *arguments], cwd=repository, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
 

@@ -11,7 +11,12 @@ from pathlib import Path
 from mmcl_jax import files
 from mmcl_jax.named import ConfigError, did_you_mean
 
-BUILDERS = {"openmoji": "Openmoji", "emoji_styles": "EmojiStyles", "tux_stamps": "TuxStamps"}
+BUILDERS = {
+    "openmoji": "Openmoji",
+    "emoji_styles": "EmojiStyles",
+    "tux_stamps": "TuxStamps",
+    "emoji_modalities": "EmojiModalities",
+}
 
 
 def names() -> list[str]:
@@ -35,7 +40,7 @@ def build(name: str, data_dir: str = "") -> files.AnyPath:
     try:
         possible = names()
     except ModuleNotFoundError as e:
-        raise ConfigError(f"Building needs the package {e.name}: pip install 'mmcl-jax[demo,audio]'.") from None
+        raise ConfigError(f"Building needs the package {e.name}: pip install 'mmcl-jax[demo,audio,speech]'.") from None
     data_set, _, config = name.partition("/")
     wanted = [n for n in possible if n.startswith(f"{data_set}/")] if config == "all" else [name]
     if not wanted or not set(wanted) <= set(possible):

@@ -45,8 +45,8 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
             "concept_id": text,
             "image": tfds.features.Image(shape=(common.IMAGE_SIZE, common.IMAGE_SIZE, 4)),
             "label": text,
-            "labels": _in_every_language(text),
-            "tags": _in_every_language(tfds.features.Sequence(text)),
+            "labels": in_every_language(text),
+            "tags": in_every_language(tfds.features.Sequence(text)),
             "group": tfds.features.ClassLabel(names=tables.GROUPS),
             "subgroup": tfds.features.ClassLabel(names=tables.SUBGROUPS),
             "is_flag": tfds.features.Scalar(np.bool_),
@@ -64,11 +64,11 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         style, folder = self.builder_config.name, dl_manager.download_dir
         texts = common.fetch(TEXTS, folder)
-        icons = common.fetch(_package(style), folder)
+        icons = common.fetch(package(style), folder)
         records = read_texts(texts)
         icon_of, naming = coded_icons(icons), []
         if not icon_of:
-            naming = [common.fetch(_package(other), folder) for other in NAMING_STYLES]
+            naming = [common.fetch(package(other), folder) for other in NAMING_STYLES]
             misnamed = tables.MISNAMED.get(style, ())
             icon_of = match_icons(icons, name_index(naming, records), misnamed)
         icon_set = icons.read_json("package/icons.json")
@@ -77,7 +77,7 @@ class EmojiStyles(tfds.core.GeneratorBasedBuilder):
             for concept, record in records.items()
             if concept in icon_of
         }
-        self.info.metadata.update(_provenance(style, icons, [texts, *naming]))
+        self.info.metadata.update(provenance(style, icons, [texts, *naming]))
         return {k: self._generate_examples(v) for k, v in common.by_split(joined).items()}
 
     def _generate_examples(self, records: dict[str, dict]) -> Iterator[tuple[str, dict]]:
@@ -178,7 +178,8 @@ def _unique_names(archive: common.Archive) -> dict[str, str]:
     return names
 
 
-def _provenance(style: str, icons: common.Archive, others: Iterable[common.Archive]) -> dict[str, Any]:
+def provenance(style: str, icons: common.Archive, others: Iterable[common.Archive]) -> dict[str, Any]:
+    """Returns the metadata of a style: its licence, whom to credit, what it was made from."""
     info = icons.read_json("package/info.json")
     _, _, licence, author = tables.STYLES[style]
     stated = info["license"]["spdx"], info["author"]["name"]
@@ -188,10 +189,12 @@ def _provenance(style: str, icons: common.Archive, others: Iterable[common.Archi
     return common.provenance([icons, *others], license=licence, attribution=attribution.format(**info))
 
 
-def _package(style: str) -> common.Package:
+def package(style: str) -> common.Package:
+    """Returns the package that holds a style."""
     name, version, _, _ = tables.STYLES[style]
     return common.Package("npm", name, version)
 
 
-def _in_every_language(feature: tfds.features.FeatureConnector) -> tfds.features.FeaturesDict:
+def in_every_language(feature: tfds.features.FeatureConnector) -> tfds.features.FeaturesDict:
+    """Returns the feature once for each language of emojibase."""
     return tfds.features.FeaturesDict({lang: feature for lang in tables.EMOJIBASE_LANGUAGES})
