@@ -53,8 +53,8 @@ def data_dir(tmp_path):
         icons = {c: {"body": '<rect width="16" height="16" fill="#0000ff"/>'} for c in drawn}
         terms = {"spdx": licence, "title": licence, "url": "u"}
         info = {"name": title, "author": {"name": author, "url": "u"}, "license": terms}
-        put(downloads, emoji_styles.package(style),
-            {"chars.json": {c.lower(): c for c in drawn}, "icons.json": {"icons": icons}, "info.json": info})  # fmt: skip
+        drawings = {"chars.json": {c.lower(): c for c in drawn}, "icons.json": {"icons": icons}, "info.json": info}
+        put(downloads, emoji_styles.package(style), drawings)
     return tmp_path
 
 
