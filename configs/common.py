@@ -22,6 +22,7 @@ def base() -> ConfigDict:
             encoders=dict(),  # modality -> name of a file in mmcl_jax/encoders, and the arguments of its make()
             data=dict(
                 train=dict(),  # a source, or several by name; weight=2 lets one's records come twice as often
+                mix=None,  # of several sources: None = by records, "batches" = batches of one source each
                 record="",  # ops on the whole record, before the streams
                 eval_record=None,  # the same for evaluation; None = those of training
                 streams=dict(),  # stream -> "field: host ops || device ops"

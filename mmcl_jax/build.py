@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mmcl_jax import evals, files, inherit, named, optim, parallel, predict, processes, step
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
-from mmcl_jax.data import pipeline, tokenizers
+from mmcl_jax.data import mix, pipeline, tokenizers
 from mmcl_jax.types import PyTree, TrainState
 
 
@@ -64,7 +64,7 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
         FileNotFoundError: if some data is not there.
     """
     if sources is None:
-        sources, weights = pipeline.open_sources(config.data.train)
+        sources, weights = mix.open_sources(config.data.train)
     else:
         weights = [1 / len(sources)] * len(sources)
     inherited = None if begun else inherit.tokenizer(config)

@@ -22,7 +22,7 @@ from mmcl_jax import config as configs
 from mmcl_jax import files, log, named, optim, parallel
 from mmcl_jax import machine as on
 from mmcl_jax.build import Parts, build
-from mmcl_jax.data import pipeline
+from mmcl_jax.data import mix, pipeline
 from mmcl_jax.losses import plan
 from mmcl_jax.types import PyTree
 
@@ -102,7 +102,7 @@ def _config(spec: str, overrides: list[str], devices: int, workdir: files.AnyPat
 
     sources = None
     try:
-        opened, _ = pipeline.open_sources(config.data.train)
+        opened, _ = mix.open_sources(config.data.train)
         yield _data(opened)
     except (FileNotFoundError, named.MissingError) as e:
         yield Finding("warning", "data", f"{e} The shapes below are those of stand-ins.")

@@ -23,7 +23,7 @@ from mmcl_jax import config as configs
 from mmcl_jax import evals, files, inherit, log, machine, named, optim, parallel, predict, processes, step
 from mmcl_jax.build import build
 from mmcl_jax.checkpoint import Checkpoints, Stop, has_saved, lock
-from mmcl_jax.data import pipeline
+from mmcl_jax.data import mix, pipeline
 from mmcl_jax.data.faults import FaultCounter
 from mmcl_jax.profile import Trace
 from mmcl_jax.step import StepWatcher
@@ -102,7 +102,7 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
         parts.eval_streams.write_spec(workdir / "eval_streams.json")
 
     # ---- Train -------------------------------------------------------------------------------------------------------
-    records = pipeline.Mixed(parts.sources, parts.weights, config.seed)
+    records = mix.mixed(config.data, parts.sources, parts.weights, config.seed, config.batch)
     data = pipeline.Pipeline(records, streams, config.batch, jax.process_index(), jax.process_count())
     batches = data.batches(start, config.data.threads, config.data.prefetch, config.data.workers)
     logger = log.Logger(mirror.folder, config, start, on, began)

@@ -14,7 +14,7 @@ from mmcl_jax import log, optim, parallel, predict, step, train
 from mmcl_jax import method as methods
 from mmcl_jax.build import build
 from mmcl_jax.checkpoint import Checkpoints
-from mmcl_jax.data import pipeline
+from mmcl_jax.data import mix, pipeline
 from mmcl_jax.evals import retrieval
 from mmcl_jax.types import Ctx, Stream
 from tests.conftest import make_mesh
@@ -36,11 +36,11 @@ def tiny(path, *overrides, shallow=False):
 
 def first_batch(config, tmp_path):
     """The method, one batch of rows on the host and the device half of its streams."""
-    sources, weights = pipeline.open_sources(config.data.train)
+    sources, weights = mix.open_sources(config.data.train)
     tokenizer = pipeline.make_tokenizer(config.data, sources, tmp_path)
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record)
     streams.find_spec(sources[0])
-    data = pipeline.Pipeline(pipeline.Mixed(sources, weights, config.seed), streams, config.batch)
+    data = pipeline.Pipeline(mix.Mixed(sources, weights, config.seed), streams, config.batch)
     host = pipeline.stack([data[i] for i in range(config.batch)])
     device = predict.device_streams(streams, config.seed)
     return methods.build(config), {k: host[k] for k in ("streams", "position")}, device

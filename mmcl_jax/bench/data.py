@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mmcl_jax import parallel, predict
 from mmcl_jax.bench import timing
-from mmcl_jax.data import pipeline
+from mmcl_jax.data import mix, pipeline
 
 
 def measure(config: ConfigDict, devices: int = 0, records: int = 512, batches: int = 20) -> Iterator[dict[str, Any]]:
@@ -29,12 +29,12 @@ def measure(config: ConfigDict, devices: int = 0, records: int = 512, batches: i
         A row per stage: `records_per_s` by the clock, `us_per_record`, and what the stage makes of a record, in bytes.
     """
     mesh = parallel.make_mesh(config.mesh, timing.devices(devices))
-    sources, weights = pipeline.open_sources(config.data.train)
+    sources, weights = mix.open_sources(config.data.train)
     with tempfile.TemporaryDirectory() as workdir:
         tokenizer = pipeline.make_tokenizer(config.data, sources, Path(workdir))
     streams = pipeline.Streams(config.data.streams, config.seed, tokenizer, config.data.record, config.data.cache_mib)
     streams.find_spec(*sources)
-    mixed = pipeline.Mixed(sources, weights, config.seed)
+    mixed = mix.mixed(config.data, sources, weights, config.seed, config.batch)
 
     def each(name: str, function: Callable[[Any], Any], inputs: list[Any]) -> tuple[dict[str, Any], list[Any]]:
         began = time.perf_counter()

@@ -22,7 +22,7 @@ from mmcl_jax import parallel
 from mmcl_jax.bench import hlo, timing
 from mmcl_jax.bench.flops import matmul_flops
 from mmcl_jax.build import build
-from mmcl_jax.data import pipeline
+from mmcl_jax.data import mix, pipeline
 from mmcl_jax.types import Ctx
 
 GEMM = 2048  # side of the matrix product that stands for what the hardware can do
@@ -50,7 +50,7 @@ def measure(config: ConfigDict, devices: int = 0, rounds: int = 7, data_steps: i
     with tempfile.TemporaryDirectory() as workdir:
         parts = build(config, Path(workdir), mesh)
     state = jax.jit(parts.init, out_shardings=parts.sharding)(jax.random.key(config.seed))
-    records = pipeline.Mixed(parts.sources, parts.weights, config.seed)
+    records = mix.mixed(config.data, parts.sources, parts.weights, config.seed, config.batch)
     data = pipeline.Pipeline(records, parts.streams, config.batch)
     batches = data.batches(0, config.data.threads, config.data.prefetch, config.data.workers)
 

@@ -7,9 +7,7 @@ under the first one's name; `Streams.source_of` says where each stream's rows ar
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
 import json
 import os
 import signal
@@ -22,7 +20,7 @@ import numpy as np
 
 from mmcl_jax.data import ops as host_ops
 from mmcl_jax.data import record as record_ops_module
-from mmcl_jax.data import sources, tokenizers
+from mmcl_jax.data import tokenizers
 from mmcl_jax.data.chain import Chain, HostOps, Memory, parse_ops, parse_stream
 from mmcl_jax.data.record import look_up
 from mmcl_jax.files import AnyPath
@@ -257,53 +255,6 @@ def read(source: Any, i: int) -> dict[str, Any] | Exception:
         return source[i]
     except Exception as e:  # noqa: BLE001 - data can be wrong in any way
         return e
-
-
-class Mixed:
-    """Sources as one endless sequence of records: each shuffled by its own seed, repeated (another order each epoch).
-
-    grain orders the records' numbers only: the records themselves it would measure, field by field.
-
-    Args:
-        parts: sources.
-        weights: their shares.
-        seed: of the run.
-    """
-
-    def __init__(self, parts: Sequence[Any], weights: Sequence[float], seed: int):
-        import grain
-
-        self.parts = parts
-        self.ends = list(itertools.accumulate(len(part) for part in parts))
-        endless = [
-            grain.MapDataset.range(end - len(part), end).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
-            for i, (part, end) in enumerate(zip(parts, self.ends, strict=True))
-        ]
-        self.order = endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights=list(weights))
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        number = int(self.order[position])
-        part = bisect.bisect_right(self.ends, number)
-        return self.parts[part][number - self.ends[part] + len(self.parts[part])]
-
-
-def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
-    """The sources of `data.train` and their weights.
-
-    Args:
-        config: one source (it has a key `source`), or several by name, each with an optional `weight`: how often its
-            records come, relative to those of the others (default: 1, all records equally often).
-
-    Raises:
-        ConfigError: if a weight is not positive.
-    """
-    configs = {"": config} if "source" in config else dict(config)
-    opened = [sources.make(c, ".".join(filter(None, ("data.train", k)))) for k, c in configs.items()]
-    for name, c in configs.items():
-        if c.get("weight", 1.0) <= 0:
-            raise ConfigError(f"data.train.{name}.weight={c['weight']} must be positive; leave the source out instead.")
-    weights = [c.get("weight", 1.0) * len(s) for c, s in zip(configs.values(), opened, strict=True)]
-    return opened, [w / sum(weights) for w in weights]
 
 
 def eval_record(config: Any) -> str:

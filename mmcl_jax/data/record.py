@@ -30,6 +30,20 @@ def collect(record: dict[str, Any], to: str, *fields: str) -> dict[str, Any]:
     return record | {to: list(dict.fromkeys(v for v in values if v not in (None, "", b"")))}
 
 
+def either(record: dict[str, Any], to: str, *fields: str) -> dict[str, Any]:
+    """Takes the first of several fields that is there and not empty: where sources call the same by different names.
+
+    Example:
+        >>> either({"sfx": [], "speech": {"en": [1, 2]}}, "sound", "sfx", "speech/en")["sound"]
+        [1, 2]
+    """
+    for field in fields:
+        value = look_up(record, field)
+        if value is not None and not (isinstance(value, list | str | np.ndarray) and not len(value)):
+            return record | {to: value}
+    return record
+
+
 def two(record: dict[str, Any], field: str, *, rng: np.random.Generator) -> dict[str, Any]:
     """Draws two different values of a list, as "<field>0" and "<field>1": two captions or two drawings of one thing.
 

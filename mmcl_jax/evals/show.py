@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmcl_jax.data import pipeline
+from mmcl_jax.data import mix, pipeline
 from mmcl_jax.evals import figures
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import device_streams
@@ -30,14 +30,14 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     Raises:
         ConfigError: if no stream is an image.
     """
-    sources, weights = pipeline.open_sources(config.data.train)
+    sources, weights = mix.open_sources(config.data.train)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = pipeline.make_tokenizer(config.data, sources, Path(folder))
     chosen = config.data.eval_streams if evaluation else config.data.streams
     record = pipeline.eval_record(config.data) if evaluation else config.data.record
     streams = pipeline.Streams(chosen, config.seed, tokenizer, record)
     streams.find_spec(*sources)
-    records = pipeline.Pipeline(pipeline.Mixed(sources, weights, config.seed), streams, count)
+    records = pipeline.Pipeline(mix.mixed(config.data, sources, weights, config.seed, config.batch), streams, count)
     host = pipeline.stack([records[i] for i in range(count)])
     batch = jax.jit(device_streams(streams, config.seed))({k: host[k] for k in ("streams", "position")})
     first = {k: jax.tree.leaves(s.data)[0] for k, s in batch.items()}  # of ids and labels, the ids

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcl_jax.data import ops, pipeline, sources, tokenizers
+from mmcl_jax.data import mix, ops, pipeline, sources, tokenizers
 from mmcl_jax.data import record as record_ops
 from mmcl_jax.data.chain import generator, parse_stream
 from mmcl_jax.data.faults import FaultCounter
@@ -21,7 +21,7 @@ def make(streams=STREAMS, size=40, batch=8, process=0, processes=1, seed=3, reco
     opened = sources.make({"source": "synthetic", "size": size, **source})
     made = pipeline.Streams(streams, seed, TOKENIZER, record)
     made.find_spec(opened)
-    return pipeline.Pipeline(pipeline.Mixed([opened], [1.0], seed), made, batch, process, processes)
+    return pipeline.Pipeline(mix.Mixed([opened], [1.0], seed), made, batch, process, processes)
 
 
 def equal(a, b):
@@ -74,7 +74,7 @@ def test_what_is_kept_in_memory_does_not_matter(cache_mib, kept):
     def epochs(cache_mib):
         streams = pipeline.Streams({"image": "decode|crop(12)|flip"}, 3, cache_mib=cache_mib)
         streams.find_spec(records)
-        data = pipeline.Pipeline(pipeline.Mixed([records], [1.0], 3), streams, 10)
+        data = pipeline.Pipeline(mix.Mixed([records], [1.0], 3), streams, 10)
         return streams, take(data.batches(0), 6)
 
     streams, found = epochs(cache_mib)
@@ -119,19 +119,40 @@ def test_ties_and_sharing():
 
 def test_mixture_keeps_its_weights():
     parts = [sources.make({"source": "synthetic", "size": n, "seed": n}) for n in (20, 30)]
-    mixed = pipeline.Mixed(parts, [0.7, 0.3], seed=0)
+    mixed = mix.Mixed(parts, [0.7, 0.3], seed=0)
     noise = [mixed[i]["image"].tobytes() for i in range(200)]
     first = {parts[0][i]["image"].tobytes() for i in range(20)}
     assert abs(np.mean([n in first for n in noise]) - 0.7) < 0.03
 
 
+def test_batches_of_one_source_each_take_every_record_in_turn():
+    a, b = ({"source": "synthetic", "size": n} for n in (40, 24))
+    opened, weights = mix.open_sources({"a": a, "b": b | {"weight": 5 / 3}})
+    assert weights == [0.5, 0.5]
+    mixed = mix.mixed({"mix": "batches"}, opened, weights, seed=3, batch=8)
+    numbers = np.array([mixed._number(i) for i in range(8 * 40)]).reshape(40, 8)
+    of_a = (numbers < 40).all(1)
+    assert (of_a | (numbers >= 40).all(1)).all(), "a batch has one source"
+    assert of_a.sum() == 20
+    for rows, size, first in ((numbers[of_a], 40, 0), (numbers[~of_a], 24, 40)):
+        epochs = rows.reshape(-1)[: len(rows.reshape(-1)) // size * size].reshape(-1, size)
+        for epoch in epochs:
+            assert sorted(epoch) == list(range(first, first + size))
+        assert (epochs[0] != epochs[1]).any(), "another order each epoch"
+    assert mixed[8 * 10**6]["id"].startswith("synthetic"), "random access"
+    plain = mix.mixed({}, opened, weights, seed=3, batch=8)
+    assert (np.diff([plain._number(i) < 40 for i in range(64)]) != 0).sum() > 20
+    with pytest.raises(ConfigError, match="data.mix='batch' does not exist; did you mean 'batches'"):
+        mix.mixed({"mix": "batch"}, opened, weights, 0, 8)
+
+
 def test_weights_are_relative_to_the_sizes():
     parts = {n: {"source": "synthetic", "size": n} for n in (20, 60)}
     config = {"small": parts[20] | {"weight": 3.0}, "large": parts[60]}
-    assert pipeline.open_sources(config)[1] == [0.5, 0.5]
-    assert pipeline.open_sources({"small": parts[20], "large": parts[60]})[1] == [0.25, 0.75]
+    assert mix.open_sources(config)[1] == [0.5, 0.5]
+    assert mix.open_sources({"small": parts[20], "large": parts[60]})[1] == [0.25, 0.75]
     with pytest.raises(ConfigError, match="small.weight=0 must be positive"):
-        pipeline.open_sources(config | {"small": parts[20] | {"weight": 0}})
+        mix.open_sources(config | {"small": parts[20] | {"weight": 0}})
 
 
 def test_missing_is_masked_and_not_a_fault():

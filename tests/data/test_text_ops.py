@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mmcl_jax import config as configs
 from mmcl_jax import parallel, predict
 from mmcl_jax.build import build
-from mmcl_jax.data import ops, pipeline, record, sources, tokenizers, words
+from mmcl_jax.data import mix, ops, pipeline, record, sources, tokenizers, words
 from mmcl_jax.encoders import text as text_encoder
 from mmcl_jax.evals import show
 from mmcl_jax.named import ConfigError
@@ -155,7 +155,7 @@ def test_masking_in_the_wrong_place(chain, tokenizer, told):
 
 def test_nested_arrays_reach_the_device(tmp_path):
     streams, source = streams_of()
-    batch = pipeline.Pipeline(pipeline.Mixed([source], [1.0], 3), streams, 16)
+    batch = pipeline.Pipeline(mix.Mixed([source], [1.0], 3), streams, 16)
     host = next(batch.batches(0))
     device = predict.device_streams(streams, 3)
     mesh = make_mesh("8")
@@ -234,7 +234,7 @@ def test_a_run_is_built_told_and_drawn(tmp_path, repository, capsys):
     configs.resolve(config, mesh.size)
     parts = build(config, tmp_path, mesh)
     state = jax.jit(parts.init, out_shardings=parts.sharding)(jax.random.key(0))
-    records = pipeline.Pipeline(pipeline.Mixed(parts.sources, parts.weights, 0), parts.streams, 16)
+    records = pipeline.Pipeline(mix.Mixed(parts.sources, parts.weights, 0), parts.streams, 16)
     host = next(records.batches(0))
     rows = parallel.put_rows({k: host[k] for k in ("streams", "position")}, mesh)
     state, metrics = parts.train_step(state, rows)
