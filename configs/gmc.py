@@ -53,9 +53,16 @@ def get_config(arg: str = ""):
 
 def tiny(c: ConfigDict) -> ConfigDict:
     """Turns a config of GMC into its `:tiny` variant: synthetic images, tones and tags, of which some are missing."""
+    tiny_data(c)
+    with c.unlocked():
+        c.method.update(embed_dim=32, latent=32, hidden=(64,), joint="present")
+    return c
+
+
+def tiny_data(c: ConfigDict) -> None:
+    """Data, encoders and evaluations of `:tiny`, for methods of any number of modalities."""
     with c.unlocked():
         common.tiny_run(c, modalities=("image", "audio", "tags"), missing=0.1)
-        c.method.update(embed_dim=32, latent=32, hidden=(64,), joint="present")
         layers = ((16, (4, 4), (2, 2), (1, 1)), (32, (4, 4), (2, 2), (1, 1)))
         c.encoders = dict(
             image=dict(name="conv", layers=layers),
@@ -71,4 +78,3 @@ def tiny(c: ConfigDict) -> ConfigDict:
             val=dict(name="retrieval", data=held_out, b="audio"),
             missing=dict(name="missing", data=held_out, fit=known, modalities=("image", "audio", "tags"), cs=(1.0,)),
         )
-    return c

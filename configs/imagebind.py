@@ -4,10 +4,10 @@
     mmcl train --config configs/imagebind.py:imu --config.data.train.path=rides.csv --config.init_from.run=runs/clip
     mmcl train --config configs/imagebind.py:tiny                                         # synthetic data, a minute
 
-The table has a column `image` and one of the other modality's paths: `audio` (sounds), `depth` or `thermal` (images),
-`imu` (.npy, [6, 2000]). runs/clip is a run of CLIP with the same image and text towers (`configs/clip.py`, with
-encoders.image.size=H, .pool=class and so on as below); both are frozen by `optim.rules`, and the other modality meets
-texts without ever having seen any. Towers: the paper's, and its scales (audio 20, depth 5, thermal 10, imu 5).
+The table has a column `image`, one of the other modality's paths, `audio` (sounds), `depth` or `thermal` (images) or
+`imu` (.npy, [6, 2000]), and `caption`, which may be empty but for some rows. runs/clip is a run of CLIP with the same
+image and text towers (`configs/clip.py`, with encoders.image.size=H and so on as below); both are frozen by
+`optim.rules`, and the other modality meets texts without ever having seen any. Towers and scales are the paper's.
 Several modalities at once: give each its encoder, stream and scale, and name several sources in data.train.
 
 Recipe, not verified: AdamW decay .2 (imu .5), learning rate 1.6e-3 for audio, 5e-4 for others, batch 2,048 for audio,
@@ -19,58 +19,62 @@ from ml_collections import ConfigDict
 
 from . import common
 
-SIDE = dict(patch=16, patch_bias=False, stem_norm=True, bias_kv=True, pool="class", norm_eps=1e-6, init="xavier")
+# variant: (1 / tau, batch, learning rate, decay, epochs, pairs)
+VARIANTS = {
+    "audio": (20.0, 2048, 1.6e-3, 0.2, 64, 2_000_000),
+    "depth": (5.0, 512, 5e-4, 0.2, 64, 10_000),
+    "thermal": (10.0, 512, 5e-4, 0.2, 64, 12_000),
+    "imu": (5.0, 512, 5e-4, 0.5, 8, 500_000),
+}
+SHAPE = dict(stem_norm=True, bias_kv=True, pool="class", norm_eps=1e-6, init="xavier")
+PATCHES = SHAPE | dict(name="vit", patch=16, patch_bias=False)
+ENCODERS = {
+    "audio": PATCHES | dict(size="B", stride=10, drop_path=0.1),
+    "depth": PATCHES | dict(size="S", heads=8),
+    "thermal": PATCHES | dict(size="B"),
+    "imu": SHAPE | dict(name="series", size="text-B", depth=6, window=8, head_dropout=0.5, drop_path=0.7),
+}
 SOUND = "log_mel(16000, mels=128, frames=204)|standardize(-4.268, 9.138)"
 VIEW = "decode|crop(224, scale=(.5, 1), @view)|flip(@side)"
 WHOLE = "decode|resize_short(224)|center_crop(224)"
-# variant: (encoder, stream in training, stream in evaluation, 1 / tau, batch, learning rate, decay, steps)
-VARIANTS = {
-    "audio": (
-        dict(name="vit", size="B", stride=10, drop_path=0.1, **SIDE),
-        f"sound(16000)|excerpt(32000) || {SOUND}|spec_augment(12, 48)",
-        f"sound(16000)|center_excerpt(32000) || {SOUND}",
-        20.0, 2048, 1.6e-3, 0.2, 64 * 2_000_000 // 2048,
-    ),
-    "depth": (
-        dict(name="vit", size="S", heads=8, **SIDE),
-        f"{VIEW} || one_channel", f"{WHOLE} || one_channel", 5.0, 512, 5e-4, 0.2, 64 * 10_000 // 512,
-    ),
-    "thermal": (
-        dict(name="vit", size="B", **SIDE),
-        f"{VIEW} || one_channel", f"{WHOLE} || one_channel", 10.0, 512, 5e-4, 0.2, 64 * 12_000 // 512,
-    ),
-    "imu": (
-        dict(name="series", size="text-B", depth=6, window=8, head_dropout=0.5, drop_path=0.7, bias_kv=True,
-             norm_eps=1e-6, init="xavier"),
-        "array", "array", 5.0, 512, 5e-4, 0.5, 8 * 500_000 // 512,
-    ),
+STREAMS = {  # in training, in evaluation
+    "audio": (f"sound(16000)|excerpt(32000) || {SOUND}|spec_augment(12, 48)",
+              f"sound(16000)|center_excerpt(32000) || {SOUND}"),
+    "depth": (f"{VIEW} || one_channel", f"{WHOLE} || one_channel"),
+    "thermal": (f"{VIEW} || one_channel", f"{WHOLE} || one_channel"),
+    "imu": ("array", "array"),
 }  # fmt: skip
 
 
 def get_config(arg: str = "audio"):
     """Variants: audio (the default), depth, thermal, imu, tiny."""
-    encoder, stream, whole, scale, batch, lr, decay, steps = common.variant(VARIANTS, arg, default="audio")
+    scale, batch, lr, decay, epochs, pairs = common.variant(VARIANTS, arg, default="audio")
     name = arg if arg in VARIANTS else "audio"
+    stream, whole = STREAMS[name]
     c = common.base()
-    c.batch, c.steps, c.dtype = batch, steps, "bfloat16"
+    c.batch, c.steps, c.dtype = batch, epochs * pairs // batch, "bfloat16"
     c.method = dict(name="imagebind", embed_dim=1024, scales={name: scale})
     tower = dict(remat="dots", scan=True)
     c.encoders = {
         "image": dict(name="vit", size="H", patch=14, pool="class", pre_norm=True, patch_bias=False, **tower),
         "text": dict(name="text", size="text-L", width=1024, depth=24, heads=16, vocab=49_408, **tower),
-        name: encoder | tower,
+        name: ENCODERS[name] | tower,
     }
-    c.data.train = dict(source="files", path="", split="train", root="", image="image", caption="", paths=(name,))
+    c.data.train = dict(
+        source="files", path="", split="train", root="", image="image", caption="caption", paths=(name,)
+    )
     crop = VIEW if name in ("depth", "thermal") else "decode|crop(224, scale=(.5, 1))|flip"
-    c.data.streams = {"image": f"{crop} || normalize('clip')", "text": "captions: first|tokenize(77)", name: stream}
-    c.data.streams[name] = f"{name}: {stream}"
+    c.data.streams = {
+        "image": f"{crop} || normalize('clip')", "text": "captions: first|tokenize(77)", name: f"{name}: {stream}",
+    }  # fmt: skip
     c.data.eval_streams = {
         "image": f"{WHOLE} || normalize('clip')", "text": "captions: first|tokenize(77)", name: f"{name}: {whole}",
     }  # fmt: skip
     c.data.tokenizer.update(fields=("captions",), vocab=49_408)
     c.data.update(threads=16, workers=8)
-    c.init_from.run = ""
-    c.optim.update(lr=lr, warmup=2000, b2=0.95, decay=decay, rules=("(image|text)(_readout)?/: lr=0",))
+    c.optim.update(
+        lr=lr, warmup=min(2000, c.steps // 10), b2=0.95, decay=decay, rules=("(image|text)(_readout)?/: lr=0",)
+    )
     c.log.every, c.checkpoint.every, c.eval_every = 100, 2000, 10_000
     c.evals = dict(val=dict(name="retrieval", data=dict(split="validation"), b=name))
     return tiny(c) if arg == "tiny" else c

@@ -174,6 +174,24 @@ def variants(path):
     return [""]
 
 
+ARRAYS = {"image": (28, 28, 1), "sound": (32, 128, 1), "trajectory": (200,), "imu": (6, 2000)}  # in files
+
+
+def row_of(name, ops):
+    """A row of the shape that a stream will have, from what its ops say."""
+    mel = re.search(r"log_mel\(\d+, mels=(\d+), frames=(\d+)\)", ops)
+    if mel:
+        return Stream(np.zeros((1, *map(int, mel.groups()), 1), np.float32))
+    found = re.search(r"(resize|crop|tokenize|multi_hot)\((\d+)", ops)
+    if not found:
+        return Stream(np.zeros((1, *ARRAYS[name]), np.float32))
+    row = (1, int(found[2]))
+    return {
+        "tokenize": Stream(np.zeros(row, np.int32), np.ones(row, bool)),
+        "multi_hot": Stream(np.zeros(row, np.uint8)),
+    }.get(found[1], Stream(np.zeros((*row, row[1], 1 if "one_channel" in ops else 3), np.float32)))
+
+
 def test_full_size_configs_are_valid_without_their_data(path):
     """Everything but the data is built, as shapes, in each variant: the recipes make models."""
     for variant in variants(path):
@@ -182,12 +200,7 @@ def test_full_size_configs_are_valid_without_their_data(path):
         method = methods.build(config)
         batch = {}
         for name, ops in config.data.streams.items():
-            kind, size = re.search(r"(resize|crop|tokenize|multi_hot)\((\d+)", ops).groups()
-            row = (1, int(size))
-            batch[name] = {
-                "tokenize": Stream(np.zeros(row, np.int32), np.ones(row, bool)),
-                "multi_hot": Stream(np.zeros(row, np.uint8)),
-            }.get(kind, Stream(np.zeros((*row, row[1], 3), np.float32)))
+            batch[name] = row_of(name, ops)
         params, _ = jax.eval_shape(method.init, jax.random.key(0), batch)
         assert optim.count(params) > 3e5, variant
     optim.build(config.optim, config.steps, config.batch, params)

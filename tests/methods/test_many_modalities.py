@@ -10,7 +10,7 @@ from mmcl_jax import config as configs
 from mmcl_jax import optim, parallel, step
 from mmcl_jax.encoders import conv, mlp
 from mmcl_jax.losses import info_nce, joint_negatives, nt_xent
-from mmcl_jax.methods import gmc, imagebind
+from mmcl_jax.methods import gmc, imagebind, pairwise
 from mmcl_jax.types import Ctx, Stream
 from tests.conftest import make_mesh
 
@@ -163,6 +163,26 @@ def test_imagebind_binds_each_to_the_hub_alone():
     assert method.loss(params, extra, {k: BATCH[k] for k in "bc"}, Ctx(train=True))[0] == 0
 
 
+def test_pairwise_is_clip_for_each_pair():
+    method = pairwise.make(encoders(), embed_dim=6, scale_init=10.0)
+    params, extra = method.init(jax.random.key(0), BATCH)
+    ctx = Ctx(make_mesh("8"), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
+    loss, (_, metrics) = jax.jit(lambda p: method.loss(p, extra, BATCH, ctx))(params)
+    z = method.embed(params, extra, BATCH, Ctx())
+    alone = {}
+    for a, b in ("ab", "ac", "bc"):
+        both = THERE[a] & THERE[b]
+        alone[f"{a}_{b}"] = info_nce(z[a][both], z[b][both], scale=10.0)
+        np.testing.assert_allclose(metrics[f"{a}_{b}"], alone[f"{a}_{b}"], rtol=1e-5)
+    np.testing.assert_allclose(loss, sum(alone.values()), rtol=1e-5)
+    fused, _ = method.fuse(params, extra, BATCH, Ctx())
+    have = np.stack([THERE[m] for m in "abc"])
+    wanted = (np.stack([z[m] for m in "abc"]) * have[..., None]).sum(0) / np.maximum(have.sum(0), 1)[:, None]
+    np.testing.assert_allclose(fused, wanted, atol=1e-6)
+    high, _ = method.after_update(params | {"log_scale": jnp.log(1e4)}, extra, ctx)
+    np.testing.assert_allclose(jnp.exp(high["log_scale"]), 100.0, rtol=1e-5)
+
+
 def test_frozen_towers_change_neither_by_gradient_nor_decay_nor_statistics():
     method = make_imagebind(scales={"b": 5.0})
     params, extra = method.init(jax.random.key(0), BATCH)
@@ -190,6 +210,8 @@ def test_frozen_towers_change_neither_by_gradient_nor_decay_nor_statistics():
         (lambda: gmc.make({"a": mlp.make(), "joint": mlp.make()}), "named 'joint'"),
         (lambda: make_gmc(temperature=0), "temperature=0"),
         (lambda: make_gmc(joint="some"), "joint='some'; possible: all, present"),
+        (lambda: pairwise.make({"a": mlp.make()}), "two encoders or more"),
+        (lambda: pairwise.make(encoders(), scale_init=0.5), "scale_init=0.5 must lie between 1"),
         (lambda: make_imagebind(hub="image"), "hub='image' has no encoder"),
         (lambda: make_imagebind(scales={"d": 1.0}), "scales has 'd'"),
         (lambda: make_imagebind(scales={}), "scales is empty"),
