@@ -40,9 +40,10 @@ def check(
     classes: Sequence[str] = (),
     templates: Sequence[str] = ("{}",),
     limit: int = 0,
+    stream: str = "image",
 ) -> list[Any]:
     """Refuses classes without names and templates without a place for them; see `evals.check`."""
-    check_streams(streams, ("image", "text"), where)
+    check_streams(streams, (stream, "text"), where)
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"templates: {template!r} has no place for the class; write '{{}}' where it belongs.")
@@ -65,6 +66,7 @@ def run(
     classes: Sequence[str] = (),
     templates: Sequence[str] = ("{}",),
     limit: int = 0,
+    stream: str = "image",
 ) -> dict[str, float]:
     """The evaluator.
 
@@ -75,6 +77,7 @@ def run(
         classes: names of the classes; default: those that the source knows of the field.
         templates: prompts with a place for the class, "a photo of a {}."; see `Predictor.class_scores`.
         limit: only so many records; 0 = all.
+        stream: what is classified: images, or sounds that never met a text (Girdhar et al. 2023, ImageBind).
 
     Returns:
         The metrics of `classification_metrics`, "n" and "classes".
@@ -84,17 +87,17 @@ def run(
     """
     source = sources.make(data, "evals data")
     known = _classes(source, label, classes)
-    found = predictor.embed_source(source, ("image",), (label,), limit, of="items")
-    labelled = np.array([found.kept[label][i] is not None for i in found.owners["image"]])
+    found = predictor.embed_source(source, (stream,), (label,), limit, of="items")
+    labelled = np.array([found.kept[label][i] is not None for i in found.owners[stream]])
     if not labelled.any():
         raise ValueError(f"No record has a label: the field {label!r} is missing from all of them.")
-    labels = [found.kept[label][i] for i in found.owners["image"][labelled]]
+    labels = [found.kept[label][i] for i in found.owners[stream][labelled]]
     strange = [v for v in labels if (v not in known if isinstance(v, str) else not 0 <= v < len(known))]
     if strange:
         raise ValueError(f"Label {strange[0]!r} is not one of the {len(known)} classes: {', '.join(known[:10])} ...")
     numbers = np.array([known.index(v) if isinstance(v, str) else int(v) for v in labels])
     # "food-drink" and "food_drink" are names of folders; the text tower has seen words
     prompts = [name.replace("-", " ").replace("_", " ") for name in known]
-    scores = predictor.class_scores(take(found.vectors["image"], labelled), prompts, templates)
+    scores = predictor.class_scores(take(found.vectors[stream], labelled), prompts, templates)
     counts = {"n": len(labels), "classes": len(known)} | ({"unreadable": found.unreadable} if found.unreadable else {})
     return classification_metrics(scores, numbers) | counts

@@ -74,6 +74,14 @@ def test_shift_and_class_lists(run):
     classes = sources.make(DATA).class_names("label")[:20]
     results = evals.run(predictor, "z", {"name": "zeroshot", "data": DATA, "classes": classes, "limit": 20})
     assert results["classes"] == 20
+    # any stream can be classified by the names of classes, texts among them
+    source = sources.make(DATA)
+    texts = [text for i in range(20) for text in source[i]["captions"]]  # two each, which are a row each
+    scores = predictor.class_scores(predictor.items(text=texts)["text"], classes)
+    found = evals.run(
+        predictor, "z", {"name": "zeroshot", "data": DATA, "classes": classes, "limit": 20, "stream": "text"}
+    )
+    assert found["top1"] == pytest.approx((scores.argmax(1) == np.arange(40) // 2).mean()) and found["n"] == 40
     with pytest.raises(ValueError, match="not one of the 2 classes"):
         evals.run(predictor, "z", {"name": "zeroshot", "data": DATA, "classes": ["a", "b"]})
 
