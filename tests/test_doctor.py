@@ -73,7 +73,7 @@ def test_a_config_with_its_data():
         (TINY, ["optim.lrr=1"], "config", "did you mean 'optim.lr'"),
         ("configs/nothing.py", [], "config", "There is no config"),
         (TINY, ["mesh.fsdp=3"], "config", "does not fit 8 device"),
-        (TINY, ["data.train.source=imagenet"], "data", "Possible: files"),
+        (TINY, ["data.train.source=imagenet"], "data", "Possible: arrays, files"),
         (TINY, ["encoders.image.patch=5"], "shapes", "multiples of patch=5"),
     ],
 )

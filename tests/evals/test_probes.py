@@ -207,13 +207,13 @@ def test_examples_are_drawn_from_each_class():
 
 def test_classes_are_known_by_name_and_what_is_not_fitted_on_is_a_miss():
     names = ["cat", "dog", "eel"]
-    assert [labelled._class_of(v, names, "f") for v in (np.int64(2), "dog", -1, "", None)] == [
+    assert [labelled.class_of(v, names, "f") for v in (np.int64(2), "dog", -1, "", None)] == [
         "eel", "dog", None, None, None]  # fmt: skip
-    assert labelled._class_of(True, None, "is_flag") == 1
+    assert labelled.class_of(True, None, "is_flag") == 1
     with pytest.raises(ValueError, match="label 3, but only 3 classes"):
-        labelled._class_of(3, names, "f")
+        labelled.class_of(3, names, "f")
     with pytest.raises(ValueError, match="whole number or a name"):
-        labelled._class_of(0.5, None, "f")
+        labelled.class_of(0.5, None, "f")
     x = np.arange(8, dtype=np.float32).reshape(4, 2)
     fit = labelled.Labelled(x, {"f": ["dog", "cat", None, "cat"]}, np.arange(4), 5, 0)
     tested = labelled.Labelled(x[:3], {"f": ["cat", "eel", "dog"]}, np.arange(3), 3, 0)
