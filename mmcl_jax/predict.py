@@ -236,18 +236,18 @@ class Predictor:
         """
         n = min(len(source), limit) if limit else len(source)
         rows, kept, faults = [], {field: [] for field in keep}, []
+        wanted = {name: self.streams.source_of[name] for name in names}
 
         def prepare(i: int):
-            record = pipeline.read(source, i)
-            element = self.streams.element(record, i)
-            record = {} if isinstance(record, Exception) else self.streams.record(record, i)
+            record, fault = self.streams.prepared(pipeline.read(source, i), i)
+            element = self.streams.element_of(record, fault, i, wanted.values())
             return element, [look_up(record, field) for field in keep]
 
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, n, self.batch):
                 elements = []
                 for element, values in pool.map(prepare, range(start, min(start + self.batch, n))):
-                    elements.append({name: element["streams"][self.streams.source_of[name]] for name in names})
+                    elements.append({name: element["streams"][source] for name, source in wanted.items()})
                     faults += [str(element["fault"])] if str(element["fault"]) else []
                     for field, value in zip(keep, values, strict=True):
                         kept[field].append(value)

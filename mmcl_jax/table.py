@@ -33,22 +33,22 @@ class Run:
 
     Attributes:
         folder: where it was read.
-        content: key -> value of its config, without the seed and the keys that only say how it was computed.
-        seed: its seed.
+        content: key -> value of its config, without the seed, the fold and the keys that only say how it was computed.
+        seed: its seed, and its fold of a cross-validation, None where there is none.
         metrics: name -> number, from its summary.
         config: key -> value, all of it.
     """
 
     folder: files.AnyPath
     content: dict[str, Any]
-    seed: int
+    seed: tuple[int, int | None]
     metrics: dict[str, float]
     config: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed: a line of the table.
+    """Runs that differ in nothing but the seed or the fold: a line of the table.
 
     Attributes:
         name: of the first run's folder.
@@ -87,7 +87,8 @@ def read(paths: Sequence[str]) -> list[Run]:
             told = summary | summary.get("evals", {})  # null where it was not finite
             numbers = {k: v for k, v in told.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             content = configs.content(config, [k for k, _ in configs.flat(config) if k.startswith("evals.")])
-            runs.append(Run(folder, content, content.pop("seed"), numbers, dict(configs.flat(config))))
+            seed = content.pop("seed"), content.pop("data.train.fold", None)
+            runs.append(Run(folder, content, seed, numbers, dict(configs.flat(config))))
     if unfinished:
         log.warn(f"not finished, and left out: {', '.join(unfinished)}")
     if not runs:
@@ -208,25 +209,25 @@ def markdown(groups: Sequence[Group], metrics: Sequence[str], wide: int = 8) -> 
     for metric in metrics:
         by_evaluator.setdefault(metric.partition("/")[0] if "/" in metric else "", []).append(metric)
     parts = {"": list(metrics)} if len(metrics) <= wide else by_evaluator
+    over = "folds" if any(r.seed[1] is not None for g in groups for r in g.runs) else "seeds"
     tables = []
     for name, shown in parts.items():
         having = [g for g in groups if any(g.values(m) for m in shown)]
         title = f"**{name or 'training'}**\n\n" if len(parts) > 1 else ""
-        tables.append(title + _table(having, shown, f"{name}/" if name else ""))
-    text, marks = "\n\n".join(tables), {mark(groups, m, g) for m in metrics for g in groups}
-    legend = ["Mean ± standard deviation over seeds."] if any(len(g.runs) > 1 for g in groups) else []
+        tables.append(title + _table(having, shown, f"{name}/" if name else "", over))
+    marks = {mark(groups, m, g) for m in metrics for g in groups}
+    legend = [f"Mean ± standard deviation over {over}."] if any(len(g.runs) > 1 for g in groups) else []
     legend += ["Bold: best of its column."] if "best" in marks else []
     if LIKE in marks:
-        legend.append(f"{LIKE}: these seeds don't tell it from the best (Welch's t-test, p ≥ {LEVEL}, Bonferroni).")
-    if UNKNOWN in marks:
-        legend.append(f"{UNKNOWN}: a single seed; how far from the best by chance is unknown.")
-    return "\n\n".join(filter(None, [text, " ".join(legend), _differences(groups)])) + "\n"
+        legend.append(f"{LIKE}: these {over} don't tell it from the best (Welch's t-test, p ≥ {LEVEL}, Bonferroni).")
+    legend += [f"{UNKNOWN}: a single run; how far from the best by chance is unknown."] if UNKNOWN in marks else []
+    return "\n\n".join(filter(None, [*tables, " ".join(legend), _differences(groups)])) + "\n"
 
 
-def _table(groups: Sequence[Group], metrics: Sequence[str], prefix: str) -> str:
+def _table(groups: Sequence[Group], metrics: Sequence[str], prefix: str, over: str) -> str:
     columns = list(groups[0].label)
     head = [f"{m.removeprefix(prefix)} {'↓' if LOWER.search(m) else '↑'}" for m in metrics]
-    lines = [["run", *columns, "seeds", *head], ["---"] * (1 + len(columns)) + ["---:"] * (1 + len(metrics))]
+    lines = [["run", *columns, over, *head], ["---"] * (1 + len(columns)) + ["---:"] * (1 + len(metrics))]
     for g in groups:
         cells = []
         for metric in metrics:

@@ -122,7 +122,10 @@ WRONG = {
     "no path": (["--config", "configs/clip.py"], "data.train.path is missing"),
     "missing file": (["--config", "configs/clip.py", "--config.data.train.path=no.csv"], "no table at no.csv"),
     "empty split": (["--config", "configs/clip.py", "--config.data.train.path=SPLIT"], "no rows of split 'train'"),
-    "unknown source": (["--config.data.train.source=imagenet"], "Possible: arrays, files, joined, synthetic, tfds"),
+    "unknown source": (
+        ["--config.data.train.source=imagenet"],
+        "Possible: arrays, files, folds, joined, synthetic, tfds",
+    ),
     "unknown op": (["--config.data.streams.image=decode|resise(16)"], "did you mean 'resize'"),
     "evaluator's argument": (["--config.evals.val.limt=3"], "did you mean 'evals.val.limit'"),
     "evaluator's stream": (["--config.evals.val.b=txt"], "evals.val: there is no stream 'txt'; did you mean 'text'"),

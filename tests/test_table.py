@@ -56,6 +56,14 @@ def test_seeds_become_mean_and_deviation(write):
     )
 
 
+def test_folds_become_mean_and_deviation(write):
+    how = ("data.train.source=folds", "data.train.of={'source': 'synthetic', 'size': 9}", "data.train.by=label")
+    paths = [write(f"a{k}", recall(v), *how, f"data.train.fold={k}") for k, v in enumerate((0.5, 0.7))]
+    (group,) = table.group(table.read(paths))
+    text = table.markdown([group], table.choose([group]))
+    assert "0.600 ± 0.141" in text and "| folds |" in text and "deviation over folds" in text
+
+
 @pytest.mark.parametrize(
     "ours, theirs, mark",
     [

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,19 +94,24 @@ class Streams:
             f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(fields)}."
         )
 
+    def prepared(self, record: dict[str, Any] | Exception, position: int) -> tuple[dict[str, Any], str]:
+        """A record after the record ops, and "", or what went wrong; it is empty but for its id then."""
+        identity = {"id": position if isinstance(record, Exception) else record.get("id", position)}
+        try:
+            if isinstance(record, Exception):
+                raise record
+            return identity | self.record(record, position), ""
+        except Exception as e:  # noqa: BLE001 - data can be wrong in any way; it is masked, counted and told
+            return identity, f"record: {type(e).__name__}: {e}"
+
     def element(self, record: dict[str, Any] | Exception, position: int) -> Element:
         """One element: a stream that fails or is missing is zeros with present=False; all are, of a failed record."""
-        streams, faults = {}, []
-        failed = isinstance(record, Exception)
-        identity = str(position if failed else record.get("id", position))
-        try:
-            if failed:
-                raise record
-            record = self.record(record, position)
-        except Exception as e:  # noqa: BLE001 - data can be wrong in any way; it is masked, counted and told
-            faults.append(f"record: {type(e).__name__}: {e}")
-            record = {}
-        for name in self.spec:
+        return self.element_of(*self.prepared(record, position), position, self.spec)
+
+    def element_of(self, record: dict[str, Any], fault: str, position: int, names: Iterable[str]) -> Element:
+        """As `element`, of some streams of what `prepared` gives."""
+        streams, faults = {}, [fault] if fault else []
+        for name in names:
             value, problem = self.run(name, record, position)
             if problem is not None:
                 faults.append(f"{name}: {problem}")
@@ -115,7 +120,7 @@ class Streams:
         return {
             "streams": streams,
             "position": np.array([position >> 32, position & 0xFFFFFFFF], np.uint32),
-            "id": np.asarray(identity),
+            "id": np.asarray(str(record["id"])),
             "fault": np.asarray("; ".join(faults)),
         }
 

@@ -39,7 +39,7 @@ def either(record: dict[str, Any], to: str, *fields: str) -> dict[str, Any]:
     """
     for field in fields:
         value = look_up(record, field)
-        if value is not None and not (isinstance(value, list | str | np.ndarray) and not len(value)):
+        if is_there(value):
             return record | {to: value}
     return record
 
@@ -117,6 +117,11 @@ def eda(record: dict[str, Any], field: str, to: str, synonyms: str = "", *, rng:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def is_there(value: Any) -> bool:
+    """Whether a field's value is more than nothing: neither None nor empty."""
+    return value is not None and not (isinstance(value, str | bytes | list | np.ndarray) and not len(value))
 
 
 def look_up(record: dict[str, Any], field: str) -> Any:

@@ -1,7 +1,7 @@
 """Evaluators: a file each with `run(predictor, ...) -> {metric: number}`; `config.evals` names them.
 
 numpy in, numbers out. Keys of `config.evals.<name>` are the file's `name` and the arguments of its `run`. A file may
-have a second function, `check(streams, where, ...)` with the same arguments: it refuses before training what `run`
+have a second function, `check(predictor, where, ...)` with the same arguments: it refuses before training what `run`
 would refuse after it, and returns the sources that it opened.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmcl_jax import named
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.predict import Predictor
 
 SOURCES = ("data", "fit")  # arguments that are sources: what is tested, what a probe is fitted on
@@ -57,14 +56,14 @@ def check(predictor: Predictor, config: Mapping[str, Any], train: Mapping[str, A
         where = f"evals.{name}"
         if not part.get("name"):
             raise named.ConfigError(f"{where}.name is missing; it names the evaluator, 'retrieval' say.")
-        predictor.sources += check_arguments(predictor.streams, where, part["name"], arguments(part, train))
+        predictor.sources += check_arguments(predictor, where, part["name"], arguments(part, train))
 
 
-def check_arguments(streams: Streams, where: str, name: str, given: Mapping[str, Any]) -> list[Any]:
+def check_arguments(predictor: Predictor, where: str, name: str, given: Mapping[str, Any]) -> list[Any]:
     """As `check`, of one evaluator with its arguments complete; returns the sources."""
     target = named.find(__name__, name, given, where, given=1, function="run")
     refuse = getattr(importlib.import_module(target.__module__), "check", None)
-    return named.checked(where, lambda: refuse(streams, where, **given)) if refuse else []
+    return named.checked(where, lambda: refuse(predictor, where, **given)) if refuse else []
 
 
 def arguments(config: Mapping[str, Any], train: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.evals import labelled
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import Predictor
@@ -56,14 +55,19 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 def check(
-    streams: Streams, where: str, shots: Sequence[int] = (1, 5, 10), draws: int = 3, l2: float = 2.0**10, **source: Any
+    predictor: Predictor,
+    where: str,
+    shots: Sequence[int] = (1, 5, 10),
+    draws: int = 3,
+    l2: float = 2.0**10,
+    **source: Any,
 ) -> list[Any]:
     """Refuses fields and streams that are not there, and shots that can't be drawn; see `evals.check`."""
     if not shots or min(*shots, draws) < 1 or l2 <= 0:
         raise ConfigError(
             f"{where}: shots={tuple(shots)}, draws={draws} and l2={l2} must be positive; shots=(1, 5, 10) say."
         )
-    return labelled.check(streams, where, **source)
+    return labelled.check(predictor, where, **source)
 
 
 def run(

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.evals import labelled
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import Predictor
@@ -89,11 +88,11 @@ def spread(features: np.ndarray) -> dict[str, float]:
     return {"std": float(std), "effective_rank": float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0}
 
 
-def check(streams: Streams, where: str, k: int = 20, temperature: float = 0.07, **source: Any) -> list[Any]:
+def check(predictor: Predictor, where: str, k: int = 20, temperature: float = 0.07, **source: Any) -> list[Any]:
     """Refuses fields and streams that are not there and votes that can't be counted; see `evals.check`."""
     if k < 1 or temperature <= 0:
         raise ConfigError(f"{where}: k={k} and temperature={temperature} must be positive; k=20, temperature=0.07 say.")
-    return labelled.check(streams, where, **source)
+    return labelled.check(predictor, where, **source)
 
 
 def run(

@@ -85,7 +85,7 @@ def fields(label: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def check(
-    streams: Streams,
+    predictor: Predictor,
     where: str,
     data: Mapping[str, Any],
     fit: Mapping[str, Any],
@@ -95,7 +95,7 @@ def check(
     limit: int = 0,
 ) -> list[Any]:
     """Refuses what `embed` of both sources would refuse; see `evals.check`."""
-    check_streams(streams, (stream,), where)
+    check_streams(predictor.streams, (stream,), where)
     check_choice(where, "features", features, FEATURES)
     if dict(data) == dict(fit):
         raise ConfigError(
@@ -108,7 +108,7 @@ def check(
     for key, part in (("data", data), ("fit", fit)):
         source = sources.make(part, f"{where}.{key}")
         for field in fields(label):
-            _check_field(streams, source, field, f"{where}.{key}")
+            _check_field(predictor.streams, source, field, f"{where}.{key}")
         opened.append(source)
     return opened
 

@@ -28,7 +28,6 @@ import numpy as np
 import optax
 
 from mmcl_jax import log
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.evals import labelled
 from mmcl_jax.evals.embeddings import check_choice
 from mmcl_jax.named import ConfigError
@@ -172,7 +171,7 @@ def sgd(
 
 
 def check(
-    streams: Streams,
+    predictor: Predictor,
     where: str,
     protocol: str = "lbfgs",
     cs: Sequence[float] = CS,
@@ -189,7 +188,7 @@ def check(
         raise ConfigError(f"{where}.cs={tuple(cs)} must be positive numbers, at least one: cs=(0.1, 1.0, 10.0) say.")
     if lr <= 0 or batch < 1 or epochs < 1:
         raise ConfigError(f"{where}: lr={lr}, batch={batch} and epochs={epochs} must be positive.")
-    return labelled.check(streams, where, **source)
+    return labelled.check(predictor, where, **source)
 
 
 def run(

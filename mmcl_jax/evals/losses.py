@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from mmcl_jax.data import sources
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.evals.embeddings import check_streams
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import Predictor
@@ -27,9 +26,17 @@ def _losses(names: tuple[str, ...]) -> Callable:
     return losses
 
 
-def check(streams: Streams, where: str, data: Mapping[str, Any], limit: int = 0) -> list[Any]:
-    """Opens the source; see `evals.check`."""
-    return [sources.make(data, f"{where}.data")]
+def check(predictor: Predictor, where: str, data: Mapping[str, Any], limit: int = 0) -> list[Any]:
+    """Refuses evaluation streams that lack one that the loss needs, and too few records; see `evals.check`."""
+    check_streams(predictor.streams, predictor.method.streams, f"{where}: the loss needs it in data.eval_streams")
+    source = sources.make(data, f"{where}.data")
+    if not _rows(source, predictor.batch, limit):
+        raise ConfigError(f"{where}: {len(source)} records, limit={limit}, don't fill a batch of {predictor.batch}.")
+    return [source]
+
+
+def _rows(source: Any, batch: int, limit: int) -> int:
+    return (min(len(source), limit) if limit else len(source)) // batch * batch
 
 
 def run(predictor: Predictor, data: Mapping[str, Any], limit: int = 0) -> dict[str, float]:
@@ -47,13 +54,9 @@ def run(predictor: Predictor, data: Mapping[str, Any], limit: int = 0) -> dict[s
         "loss" and whatever the method's loss tells of its parts, and "n".
 
     Raises:
-        ConfigError: if the evaluation's streams are not those that the loss needs, or there is no whole batch.
+        ConfigError: as `check`.
     """
-    names = tuple(predictor.method.streams)
-    check_streams(predictor.streams, names, "the losses' streams, data.eval_streams")
-    source = sources.make(data, "evals data")
-    n = (min(len(source), limit) if limit else len(source)) // predictor.batch * predictor.batch
-    if not n:
-        raise ConfigError(f"losses: {len(source)} records don't fill a batch of {predictor.batch}.")
+    (source,) = check(predictor, "losses", data, limit)
+    names, n = tuple(predictor.method.streams), _rows(source, predictor.batch, limit)
     found, _ = predictor.together(source, names, _losses(names), limit=n)
     return {k: float(v.mean()) for k, v in found.items()} | {"n": n}

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from mmcl_jax.data import sources
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.evals import labelled, linear
 from mmcl_jax.evals.embeddings import check_finite, check_streams
 from mmcl_jax.evals.knn import unit
@@ -49,7 +48,7 @@ def _fused(modalities: tuple[str, ...]) -> Callable:
 
 
 def check(
-    streams: Streams,
+    predictor: Predictor,
     where: str,
     data: Mapping[str, Any],
     fit: Mapping[str, Any],
@@ -59,10 +58,10 @@ def check(
     cs: Sequence[float] = linear.CS,
 ) -> list[Any]:
     """Refuses streams and labels that are not there; see `evals.check`."""
-    check_streams(streams, modalities, where)
+    check_streams(predictor.streams, modalities, where)
     if len(set(modalities)) < 2 or len(set(modalities)) != len(modalities):
         raise ConfigError(f"{where}.modalities={tuple(modalities)}: name two different streams, or more.")
-    return labelled.check(streams, where, data, fit, label, modalities[0])
+    return labelled.check(predictor, where, data, fit, label, modalities[0])
 
 
 def run(

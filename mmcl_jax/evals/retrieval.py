@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from mmcl_jax.data import sources
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.data.record import look_up
 from mmcl_jax.evals.embeddings import booleans, check_finite, check_streams, first_records
 from mmcl_jax.items import Items, count, take
@@ -107,7 +106,7 @@ def directions(a: str, b: str) -> dict[str, str]:
 
 
 def check(
-    streams: Streams,
+    predictor: Predictor,
     where: str,
     data: Mapping[str, Any],
     a: str = "image",
@@ -116,9 +115,9 @@ def check(
     limit: int = 0,
 ) -> list[Any]:
     """Refuses streams and fields that are not there; see `evals.check`."""
-    check_streams(streams, (a, b), where)
+    check_streams(predictor.streams, (a, b), where)
     source = sources.make(data, f"{where}.data")
-    records = first_records(streams, source) if without else []
+    records = first_records(predictor.streams, source) if without else []
     for field in without:
         values = [v for v in (look_up(r, field) for r in records) if v is not None]
         if not values:

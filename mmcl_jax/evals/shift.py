@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmcl_jax import evals, named
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.predict import Predictor
 
 
-def check(streams: Streams, where: str, over: Mapping[str, Any], of: str = "retrieval", **arguments: Any) -> list[Any]:
+def check(
+    predictor: Predictor, where: str, over: Mapping[str, Any], of: str = "retrieval", **arguments: Any
+) -> list[Any]:
     """Refuses what the evaluation would refuse on any of the sources; see `evals.check`."""
     opened = []
     for name, data in over.items():
-        opened += evals.check_arguments(streams, f"{where}.over.{name}", of, arguments | {"data": data})
+        opened += evals.check_arguments(predictor, f"{where}.over.{name}", of, arguments | {"data": data})
     return opened
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mmcl_jax.data import sources
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.data.record import look_up
 from mmcl_jax.evals.embeddings import check_choice, check_finite, check_streams, first_records
 from mmcl_jax.evals.labelled import FEATURES
@@ -59,7 +58,7 @@ def d_prime(auc: float, pairs: int) -> float:
 
 
 def check(
-    streams: Streams,
+    predictor: Predictor,
     where: str,
     data: Mapping[str, Any],
     fit: Mapping[str, Any],
@@ -70,12 +69,12 @@ def check(
     c: float = 1.0,
 ) -> list[Any]:
     """Refuses streams and tags that are not there; see `evals.check`."""
-    check_streams(streams, (stream,), where)
+    check_streams(predictor.streams, (stream,), where)
     check_choice(where, "features", features, FEATURES)
     opened = []
     for key, part in (("data", data), ("fit", fit)):
         source = sources.make(part, f"{where}.{key}")
-        values = [look_up(r, tags) for r in first_records(streams, source)]
+        values = [look_up(r, tags) for r in first_records(predictor.streams, source)]
         if all(v is None for v in values):
             raise ConfigError(f"{where}.{key}: the first {len(values)} records have no tags {tags!r}.")
         opened.append(source)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from mmcl_jax.data import sources
-from mmcl_jax.data.pipeline import Streams
 from mmcl_jax.evals.embeddings import check_finite, check_streams
 from mmcl_jax.items import take
 from mmcl_jax.predict import Predictor
@@ -33,7 +32,7 @@ def classification_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def check(
-    streams: Streams,
+    predictor: Predictor,
     where: str,
     data: Mapping[str, Any],
     label: str = "label",
@@ -43,7 +42,7 @@ def check(
     stream: str = "image",
 ) -> list[Any]:
     """Refuses classes without names and templates without a place for them; see `evals.check`."""
-    check_streams(streams, (stream, "text"), where)
+    check_streams(predictor.streams, (stream, "text"), where)
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"templates: {template!r} has no place for the class; write '{{}}' where it belongs.")

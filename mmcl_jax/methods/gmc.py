@@ -122,6 +122,10 @@ class Gmc(Method):
         """Encoders and head, and the head for what is predicted."""
         params, extra = super().init(rng, self.with_joint(batch))
         if self.target:
+            if self.target not in batch:
+                raise ConfigError(
+                    f"method.target={self.target!r} is not among the streams: add it to data.eval_streams."
+                )
             width = self.readouts["joint"].dim
             head = Regression(batch[self.target].data.shape[-1])
             params["regression"] = head.init(jax.random.fold_in(rng, 1000), jnp.zeros((1, width)))["params"]

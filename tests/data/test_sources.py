@@ -219,3 +219,38 @@ def test_a_table_may_have_several_columns_of_paths(tmp_path):
     assert source[0]["sound"] == str(tmp_path / "a.ogg") and source[1]["sound"] is None
     with pytest.raises(ValueError, match=r"no column 'noise' \(paths\)"):
         sources.make(how | dict(paths=("noise",)))
+
+
+def test_folds_test_each_record_once_and_share_nothing_with_what_is_trained_on():
+    of = dict(source="synthetic", size=600, modalities=("image", "text"), missing=0.4)
+    whole = sources.make(of)
+    testable = [r["id"] for r in (whole[i] for i in range(600)) if "text" in r]
+    tested = []
+    for fold in range(3):
+        how = dict(source="folds", of=of, fold=fold, k=3, by="label", needs=("text",))
+        train, test = (sources.make(how | dict(part=part)) for part in ("train", "test"))
+        records = [test[i] for i in range(len(test))]
+        tested += [r["id"] for r in records]
+        labels = {r["label"] for r in records}
+        rest = [whole[i] for i in range(600) if whole[i]["label"] not in labels]
+        assert [train[i]["id"] for i in range(len(train))] == [r["id"] for r in rest]
+        assert any("text" not in r for r in rest), "what is never tested is trained on all the same"
+        assert 80 <= len(labels) <= 86  # of 256
+        assert sources.class_names(test, "label") == sources.class_names(whole, "label")
+    assert sorted(tested) == sorted(testable)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"fold": 5}, "not one of 0 .. 4"),
+        ({"part": "tests"}, "did you mean 'test'"),
+        ({"by": "thing"}, "has no field 'thing'; it has"),
+        ({"needs": ("audio",)}, "0 values of 'id' with audio can't make k=5 folds"),
+        ({"k": 50}, "40 values of 'id' can't make k=50 folds"),
+    ],
+)
+def test_folds_that_cannot_be(change, message):
+    of = dict(source="synthetic", size=40)
+    with pytest.raises(ValueError, match=message):
+        sources.make(dict(source="folds", of=of) | change)

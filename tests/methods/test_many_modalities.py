@@ -10,7 +10,8 @@ from mmcl_jax import config as configs
 from mmcl_jax import optim, parallel, step
 from mmcl_jax.encoders import conv, mlp
 from mmcl_jax.losses import info_nce, joint_negatives, nt_xent
-from mmcl_jax.methods import gmc, imagebind, pairwise
+from mmcl_jax.methods import gmc, imagebind, late_fusion, pairwise
+from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Ctx, Stream
 from tests.conftest import make_mesh
 
@@ -181,6 +182,58 @@ def test_pairwise_is_clip_for_each_pair():
     np.testing.assert_allclose(fused, wanted, atol=1e-6)
     high, _ = method.after_update(params | {"log_scale": jnp.log(1e4)}, extra, ctx)
     np.testing.assert_allclose(jnp.exp(high["log_scale"]), 100.0, rtol=1e-5)
+
+
+def test_late_fusion_learns_from_complete_examples_alone_and_averages_what_there_is():
+    labels = jnp.asarray(RNG.integers(0, 4, B)).at[0].set(-1)  # of the first, the class is not known
+    given = BATCH | {"label": Stream(labels)}
+    method = late_fusion.make(encoders("batch"), classes=4, embed_dim=6)
+    params, extra = method.init(jax.random.key(0), BATCH)
+
+    def run(name, batch):
+        ctx = Ctx(make_mesh(name), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))
+        return jax.jit(jax.value_and_grad(lambda p: method.loss(p, extra, batch, ctx), has_aux=True))(params)
+
+    complete = np.all(list(THERE.values()), 0)
+    counts = complete & (np.asarray(labels) >= 0)
+    assert 2 <= counts.sum() < B
+    (loss, (kept, metrics)), grads = run("1", given)
+    only = {k: Stream(s.data[complete]) for k, s in given.items()}
+    broken = {k: s.replace(data=jnp.where(s.is_present().reshape(-1, *[1] * (s.data.ndim - 1)), s.data, 9))
+              for k, s in given.items()}  # fmt: skip
+    for (other, (other_kept, other_metrics)), other_grads in (run("1", only), run("8", given), run("4x2", broken)):
+        np.testing.assert_allclose(other, loss, rtol=1e-5)
+        np.testing.assert_allclose(other_metrics["acc"], metrics["acc"], rtol=1e-6)
+        for x, y in zip(jax.tree.leaves((other_grads, other_kept)), jax.tree.leaves((grads, kept)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+    fused, present = method.fuse(params, extra, BATCH, Ctx())
+    alone = {m: method.fuse(params, extra, {m: Stream(BATCH[m].data)}, Ctx())[0] for m in "abc"}
+    for i in range(B):
+        have = [alone[m][i] for m in "abc" if THERE[m][i]]
+        np.testing.assert_allclose(fused[i], np.mean(have or [np.zeros(6)], 0), atol=1e-6)
+        assert bool(present[i]) == bool(have)
+    r = fused[counts] if not kept else method.fuse(params, extra, only, Ctx(train=True))[0][labels[complete] >= 0]
+    logits = r @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    wanted = -jax.nn.log_softmax(logits)[jnp.arange(counts.sum()), labels[counts]].mean()
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+
+    # nothing complete, or a modality absent altogether: nothing to learn, and no NaN
+    nobody = given | {"c": BATCH["c"].replace(present=jnp.zeros(B, bool))}
+    for batch in (nobody, {k: given[k] for k in ("a", "b", "label")}):
+        (loss, _), grads = run("1", batch)
+        assert loss == 0 and all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(grads))
+
+
+def test_late_fusion_refuses_what_is_no_class():
+    method = late_fusion.make(encoders(), classes=4)
+    params, extra = method.init(jax.random.key(0), BATCH)
+    for label in (jnp.zeros(B), jnp.zeros((B, 4), int)):
+        with pytest.raises(ConfigError, match="class's number, \\[B\\] int"):
+            method.loss(params, extra, BATCH | {"label": Stream(label)}, Ctx(train=True))
+    for wrong in (dict(classes=1), dict(classes=4, target="a")):
+        with pytest.raises(ValueError, match="two"):
+            late_fusion.make(encoders(), **wrong)
 
 
 def test_frozen_towers_change_neither_by_gradient_nor_decay_nor_statistics():

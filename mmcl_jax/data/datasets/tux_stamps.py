@@ -50,8 +50,8 @@ CITATION = """
 class TuxStamps(tfds.core.GeneratorBasedBuilder):
     """Stamps at 64 x 64 with captions, sound effects and spoken names at 16 kHz, split by the thing they show."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "tuxpaint-stamps 2022.06.04."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "tuxpaint-stamps 2022.06.04; the field `thing`."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="default", description="A record per stamp, with its name spoken in English."),
         tfds.core.BuilderConfig(name="spoken", description="A record per stamp and language of its spoken name."),
@@ -68,6 +68,7 @@ class TuxStamps(tfds.core.GeneratorBasedBuilder):
             "speech": audio,
             "category": tfds.features.ClassLabel(names=CATEGORIES),
             "folder": text,
+            "thing": text,  # what splits are made by: stamps of one thing have the same
             "is_letter": tfds.features.Scalar(np.bool_),
         }
         if self.builder_config.name == "spoken":
@@ -103,6 +104,7 @@ class TuxStamps(tfds.core.GeneratorBasedBuilder):
                 "sfx": recording(folder, found.get("sfx")),
                 "category": stem.split("/")[0],
                 "folder": "/".join(stem.split("/")[:2]),
+                "thing": thing_of(stem),
                 "is_letter": stem.startswith("symbols/alphabets/"),
             }
             if self.builder_config.name == "default":
@@ -158,15 +160,19 @@ def find_stamps(folder: pathlib.Path) -> dict[str, dict[str, str]]:
     return {stem: found for stem, found in sorted(stamps.items()) if {"image", "txt"} <= found.keys()}
 
 
-def split_of(stem: str) -> str:
-    """About 80/10/10 by the thing that is shown: the letter A filled, outlined and small is one thing.
+def thing_of(stem: str) -> str:
+    """What a stamp shows: the letter A filled, outlined and small is one thing.
 
-    >>> len({split_of(f"symbols/alphabets/{a}") for a in ("filled/A_filled", "outline/lower/a_outline", "A2")})
-    1
+    >>> {thing_of(f"symbols/alphabets/{a}") for a in ("filled/A_filled", "outline/lower/a_outline", "A2")}
+    {'a'}
     """
     name = re.sub(r"_(filled|outline).*", "", stem.rpartition("/")[2].lower())
-    thing = re.sub(r"[-_\d]+$", "", name) or name
-    bucket = int(hashlib.sha256(thing.encode()).hexdigest(), 16) % 10
+    return re.sub(r"[-_\d]+$", "", name) or name
+
+
+def split_of(stem: str) -> str:
+    """About 80/10/10 by the thing that is shown."""
+    bucket = int(hashlib.sha256(thing_of(stem).encode()).hexdigest(), 16) % 10
     return {8: "validation", 9: "test"}.get(bucket, "train")
 
 
