@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmcl_jax import evals, files, inherit, named, optim, parallel, predict, processes, step
+from mmcl_jax import evals, files, inherit, log, named, optim, parallel, predict, processes, step
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.data import mix, pipeline, tokenizers
@@ -81,6 +81,9 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
     method = predictor.method
     optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, config.batch,
                                             predictor.params)  # fmt: skip
+    asleep = sorted(optim.frozen(by))
+    if asleep and not config.init_from.run and not begun:
+        log.warn(f"{', '.join(asleep)}: frozen by optim.rules, and untrained, for init_from.run names no run.")
     sample = named.checked("data.streams", predict.sample_batch, streams, device)
     methods.check_chunks(method, sample, config.chunks)
 

@@ -106,6 +106,11 @@ def _parse_rule(rule: str) -> tuple[str, dict[str, float]]:
     return pattern, pairs
 
 
+def frozen(by: Multipliers) -> frozenset[str]:
+    """Top-level names of the parameters of which none is trained: whole towers, readouts."""
+    return frozenset(name for name, rates in by.lr.items() if not any(jax.tree.leaves(rates)))
+
+
 def freeze(params: PyTree, by: Multipliers) -> PyTree:
     """Stops the gradient of parameters whose learning rate is 0, so that nothing is computed for them."""
     return jax.tree.map(lambda p, lr: p if lr else jax.lax.stop_gradient(p), params, by.lr)

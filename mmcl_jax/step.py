@@ -53,8 +53,7 @@ def make_train_step(
         mesh: the devices.
         config: of the run: its `seed`, `chunks` and `loss`.
     """
-    frozen = frozenset(name for name, rates in by.lr.items() if not any(jax.tree.leaves(rates)))
-    how = dict(chunks=config.chunks, frozen=frozen, loss=dict(config.loss))
+    how = dict(chunks=config.chunks, frozen=optim.frozen(by), loss=dict(config.loss))
 
     def train_step(state: TrainState, host: PyTree) -> tuple[TrainState, dict[str, Array]]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)

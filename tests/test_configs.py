@@ -174,7 +174,7 @@ def variants(path):
     return [""]
 
 
-ARRAYS = {"image": (28, 28, 1), "sound": (32, 128, 1), "trajectory": (200,), "imu": (6, 2000)}  # in files
+ARRAYS = {"image": (28, 28, 1), "sound": (32, 128, 1), "trajectory": (200,), "imu": (6, 2000), "label": ()}  # in files
 
 
 def row_of(name, ops):

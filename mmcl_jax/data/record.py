@@ -44,6 +44,17 @@ def either(record: dict[str, Any], to: str, *fields: str) -> dict[str, Any]:
     return record
 
 
+def one_of(record: dict[str, Any], to: str, *fields: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Takes one of several fields that are there and not empty, at random: a name spoken in one of several languages.
+
+    Example:
+        >>> one_of({"de": [], "en": [1, 2]}, "sound", "de", "en", rng=np.random.default_rng(0))["sound"]
+        [1, 2]
+    """
+    there = [value for value in (look_up(record, field) for field in fields) if is_there(value)]
+    return record | {to: there[rng.integers(len(there))]} if there else record
+
+
 def two(record: dict[str, Any], field: str, *, rng: np.random.Generator) -> dict[str, Any]:
     """Draws two different values of a list, as "<field>0" and "<field>1": two captions or two drawings of one thing.
 

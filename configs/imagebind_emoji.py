@@ -1,0 +1,74 @@
+"""ImageBind (arXiv 2305.05665) on emoji and stamps: what never met a text, bound to images; the recipes are ours.
+
+    mmcl data build emoji_modalities/speech
+    mmcl train --config configs/imagebind_emoji.py:clip --workdir runs/clip            # images and English names
+    mmcl train --config configs/imagebind_emoji.py --config.init_from.run=runs/clip    # line art and speech to images
+    mmcl train --config configs/imagebind_emoji.py:direct --config.init_from.run=runs/clip   # and to names, to compare
+    mmcl train --config configs/imagebind_emoji.py:tiny                                # synthetic data, a minute
+
+Towers of images and texts are those of the first run, frozen. Line art and names spoken in four languages, by eSpeak,
+are bound to images of the training split; that they are near texts then, and near each other, is what emerges. In
+`direct` the hub are texts: the pair that is evaluated is trained. `tux-clip`, `tux` and `tux-direct` are the same with
+stamps and their sound effects, in five folds (--config.data.train.fold=0), all three runs of a fold on the same one.
+"""
+
+from . import common, imagebind, modalities
+
+VARIANTS = {  # hub of what is bound; "" = CLIP, from which the towers come
+    "": "image", "direct": "text", "clip": "", "tux": "image", "tux-direct": "text", "tux-clip": "",
+}  # fmt: skip
+LANGUAGES = ("en", "de", "fr", "es")
+
+
+def get_config(arg: str = ""):
+    """Variants: "" and direct, after clip; tux and tux-direct, after tux-clip; tiny (synthetic)."""
+    hub = common.variant(VARIANTS, arg, default="")
+    if arg == "tiny":
+        return imagebind.get_config("tiny")
+    c = common.base()
+    modalities.set_up(c, "tux" if arg.startswith("tux") else "")
+    if arg.startswith("tux"):
+        bound = ("sound",)
+        c.steps = 300 if hub else 400
+    else:
+        bound = ("line", "speech")
+        c.steps = 400 if hub else 600
+        _languages(c)
+    if hub:
+        c.method = dict(name="imagebind", embed_dim=128, hub=hub, scales={name: 10.0 for name in bound})
+        c.optim.rules = ("(image|text)(_readout)?/: lr=0",)
+    else:
+        c.method = dict(name="clip", embed_dim=128)
+        for name in bound:
+            del c.encoders[name], c.data.streams[name]
+        for name in [name for name in c.data.eval_streams if name.split("/")[0] in bound]:
+            del c.data.eval_streams[name]
+    _evaluate(c, bound if hub else ())
+    return c
+
+
+def _languages(c) -> None:
+    """Names are spoken in one of four languages; of the languages, each is evaluated."""
+    fields = ", ".join(f"'speech/{language}'" for language in LANGUAGES)
+    c.data.record += f"|one_of('said', {fields})"
+    c.data.streams.speech = modalities.spoken("said", "excerpt")
+    for language in LANGUAGES[1:]:
+        c.data.eval_streams[f"speech/{language}"] = modalities.spoken(f"speech/{language}", "center_excerpt")
+
+
+def _evaluate(c, bound) -> None:
+    """Retrieval of texts, of trained and of held-out concepts; of what is bound from each other, and its classes."""
+    tux = c.data.train.source == "folds"
+    held_out = dict(part="test") if tux else dict(split="test")
+    streams = [name for name in c.data.eval_streams if name.split("/")[0] in bound]
+    c.evals = {}
+    for known, data in (("", held_out), ("known_", dict(part="train") if tux else dict(split="train"))):
+        for name in ("image", *streams):
+            c.evals[f"{known}{name.replace('/', '_')}_text"] = dict(name="retrieval", data=data, a=name, b="text")
+        if len(bound) > 1:
+            c.evals[f"{known}line_speech"] = dict(name="retrieval", data=data, a="line", b="speech")
+    for name in bound:
+        c.evals[f"{name}_image"] = dict(name="retrieval", data=held_out, a=name, b="image")
+        c.evals[f"{name}_zeroshot"] = dict(
+            name="zeroshot", data=held_out, stream=name, label="category" if tux else "group"
+        )
