@@ -67,6 +67,9 @@ def _evaluate(c, bound) -> None:
             c.evals[f"{known}{name.replace('/', '_')}_text"] = dict(name="retrieval", data=data, a=name, b="text")
         if len(bound) > 1:
             c.evals[f"{known}line_speech"] = dict(name="retrieval", data=data, a="line", b="speech")
+    for added in bound[-1:]:
+        how = dict(label="category", title="caption") if tux else dict(label="group", title="labels/en")
+        c.evals.arithmetic = dict(name="arithmetic", data=held_out, added=added, **how)
     for name in bound:
         c.evals[f"{name}_image"] = dict(name="retrieval", data=held_out, a=name, b="image")
         c.evals[f"{name}_zeroshot"] = dict(

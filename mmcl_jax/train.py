@@ -275,8 +275,7 @@ def finish(
     if on:
         made += filter(None, [figures.of_numbers(config.evals, final, folder)])
     try:
-        drawn = figures.of_evaluations(predictor, config.evals, config.data.train, folder if on else None)
-        made += [drawn] if drawn else []
+        made += figures.of_evaluations(predictor, config.evals, config.data.train, folder if on else None)
     except Exception as e:  # noqa: BLE001 - a finished run is worth more than its picture
         log.warn(f"no picture of what an evaluation finds: {type(e).__name__}: {e}")
     took = log.duration(summary["seconds"])

@@ -19,6 +19,7 @@ from mmcl_jax import evals  # noqa: E402
 from mmcl_jax.data import sources  # noqa: E402
 from mmcl_jax.data.ops import decode  # noqa: E402
 from mmcl_jax.data.record import look_up  # noqa: E402
+from mmcl_jax.evals import arithmetic as sums  # noqa: E402
 from mmcl_jax.evals import labelled, missing  # noqa: E402
 from mmcl_jax.evals.knn import unit  # noqa: E402
 from mmcl_jax.items import take  # noqa: E402
@@ -156,17 +157,56 @@ def neighbours(
     _finish(figure, out, f"{name}: neighbours among {bank.size} records; the same {field} green.", source, bank_source)
 
 
+def arithmetic(
+    predictor: Predictor,
+    data: Mapping[str, Any],
+    out: str | Path,
+    name: str = "",
+    limit: int = 0,
+    added: str = "audio",
+    to: str = "image",
+    label: str = "label",
+    title: str = "label",
+    rows: int = 6,
+    best: int = 5,
+) -> None:
+    """Draws images, what is added to them and the images that are near, to a PNG; the arguments are the evaluator's.
+
+    The image of what is added is marked green.
+    """
+    z, owners, kept = sums.vectors(predictor, data, added, to, (title,), min(limit or 5000, 5000))
+    if not out:
+        return
+    source, other = sources.make(data, "evals data"), sums.partners(len(owners))
+    nearest = sums.near(z[to] + z[added][other], z[to], best)
+    image_of, names = _images(predictor, source, to), sources.class_names(source, title)
+    queries = _evenly(len(owners), rows)
+    figure, axes = _grid(len(queries), best + 2, 1.25 * best + 3.2)
+    for row, q in zip(axes, queries, strict=True):
+        _image(row[0], image_of(owners[q]))
+        said = kept[title][owners[other[q]]]
+        row[1].text(0.02, 0.5, _words(f"+ {names[said] if names else said}", 16), va="center", fontsize=9)
+        for ax, i in zip(row[2:], nearest[q], strict=False):
+            _image(ax, image_of(owners[i]), i == other[q])
+    axes[0, 0].set_title(f"{to} + {added}", loc="left", fontsize=10)
+    axes[0, 2].set_title("→ the images nearest to the sum", loc="left", fontsize=10)
+    _finish(figure, out, f"{name}: {len(owners)} records; green: the image of what is added.", source)
+
+
 # Evaluator -> the picture of what it found, and those of its arguments that the picture has too.
 PICTURES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "retrieval": (retrieval, ("data", "limit")),
     "knn": (neighbours, ("data", "limit", "fit", "label", "stream", "features")),
+    "arithmetic": (arithmetic, ("data", "limit", "added", "to", "label", "title")),
 }
 
 
 def of_evaluations(
     predictor: Predictor, evaluations: Mapping[str, Any], train: Mapping[str, Any], folder: Path | None
-) -> str:
+) -> list[str]:
     """Draws what the first retrieval of texts for images in `config.evals` finds, or if there is none, the first knn.
+
+    Beside it, what the first embedding arithmetic finds.
 
     Args:
         predictor: the model.
@@ -175,17 +215,19 @@ def of_evaluations(
         folder: for the PNG; None on a process that only takes part in the embedding.
 
     Returns:
-        The name of the PNG; "" if no evaluation has a picture.
+        The names of the PNGs.
     """
+    drawn: list[str] = []
     for kind, (draw, wanted) in PICTURES.items():
-        for name, part in evaluations.items():
+        for name, part in evaluations.items() if kind != "knn" or not drawn else ():
             # a picture of retrieval has images on the one side and words on the other
             if part["name"] == kind and (part.get("a", "image"), part.get("b", "text")) == ("image", "text"):
                 arguments = {k: v for k, v in evals.arguments(part, train).items() if k in wanted}
                 file = f"{draw.__name__}.png"
                 draw(predictor, out=folder / file if folder else "", name=name, **arguments)
-                return file
-    return ""
+                drawn.append(file)
+                break
+    return drawn
 
 
 def of_numbers(evaluations: Mapping[str, Any], results: Mapping[str, float], folder: Path) -> str:

@@ -145,12 +145,16 @@ class Gmc(Method):
                 loss += metrics[name]
         if self.target and "joint" in batch and self.target in batch:
             wanted = batch[self.target]
-            head = params["regression"]
-            said = Regression(len(head["prediction"]["bias"])).apply({"params": head}, z["joint"])
+            said = self.predict(params, z["joint"])
             present = batch["joint"].is_present() & wanted.is_present()
             metrics["error"] = ctx.over_batch(mean_absolute_error)(said, wanted.data, present)
             loss += metrics["error"]
         return loss, (extra, metrics)
+
+    def predict(self, params, z):
+        """The numbers [B, n] that the head for `target` makes of z_J [B, D], or of what stands in for it."""
+        head = params["regression"]
+        return Regression(len(head["prediction"]["bias"])).apply({"params": head}, z)
 
     def with_joint(self, batch: Batch) -> Batch:
         """The batch with a stream "joint", whose data is those of all modalities; without it, where none can be."""

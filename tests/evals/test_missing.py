@@ -11,7 +11,7 @@ import mmcl_jax
 from mmcl_jax import config as configs
 from mmcl_jax import evals, train
 from mmcl_jax.data import sources
-from mmcl_jax.evals import figures, linear, missing, tagging
+from mmcl_jax.evals import affect, figures, linear, missing, tagging
 from mmcl_jax.named import ConfigError
 
 MODALITIES = ("image", "audio", "tags")
@@ -96,6 +96,77 @@ def test_what_is_refused_before_training(predictor, given, message):
     part = dict(name="missing", data=TEST, fit=TRAIN) | given
     with pytest.raises(ConfigError, match=message):
         evals.check(predictor, {"left": part})
+
+
+def test_an_image_plus_a_sound_finds_both(predictor, tmp_path):
+    how = dict(data=TEST, added="audio", to="image", label="label", title="label")
+    evals.check(predictor, {"sum": dict(name="arithmetic", **how)})
+    found = evals.run(predictor, "sum", dict(name="arithmetic", **how))
+    source = sources.make(TEST)
+    both = [r for r in (source[i] for i in range(600)) if {"image", "audio"} <= set(r)]
+    n = len(both)
+    z = predictor.embed(image=[r["image"] for r in both], audio=[r["audio"] for r in both])
+    other = [(i + n // 2) % n for i in range(n)]
+    hits, same = [], []
+    for i in range(n):
+        order = [j for j in np.argsort(-(z["image"] @ (z["image"][i] + z["audio"][other[i]])), kind="stable") if j != i]
+        hits.append(other[i] in order[:5])
+        same.append(np.mean([both[j]["label"] == both[i]["label"] for j in order[:5]]))
+    assert found["n"] == n < 600
+    np.testing.assert_allclose(found["R@5"], np.mean(hits), atol=2 / n)
+    np.testing.assert_allclose(found["class@5"], np.mean(same), atol=2 / n)
+    assert found["image/class@5"] > found["class@5"] > found["audio/class@5"] and found["R@5"] > found["image/R@5"]
+    part = {"sum": dict(name="arithmetic", limit=60, **how)}
+    assert figures.of_evaluations(predictor, part, TRAIN, tmp_path) == ["arithmetic.png"]
+    assert (tmp_path / "arithmetic.png").stat().st_size > 20_000
+    with pytest.raises(ValueError, match="need.* seven"):
+        evals.run(predictor, "sum", dict(name="arithmetic", limit=5, **how))
+    with pytest.raises(ConfigError, match="no field 'name'"):
+        evals.check(predictor, {"sum": dict(name="arithmetic", **how | dict(title="name"))})
+
+
+def test_numbers_from_each_subset(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 400), ("test", 90)):
+        mood = rng.normal(size=(n, 1)).astype(np.float32)
+        text, audio = (
+            (mood * w + rng.normal(size=(n, len(w))) * 0.3).astype(np.float32) for w in (np.ones(6), np.ones(3) * 0.5)
+        )
+        audio[::10] = np.nan  # missing
+        np.savez(tmp_path / f"{split}.npz", text=text, audio=audio, mood=mood)
+    config = configs.load("configs/gmc.py:tiny", ["steps=150", "batch=64", "optim.warmup=1", "method.joint=all"])
+    with config.unlocked():
+        config.method.target = "mood"
+        config.encoders = {m: dict(name="mlp", hidden=(16,)) for m in ("text", "audio")}
+        config.data.train = dict(source="arrays", path=str(tmp_path / "{split}.npz"))
+        config.data.streams = config.data.eval_streams = {"text": "", "audio": "", "mood": ""}
+        part = dict(name="affect", data=dict(split="test"), modalities=("text", "audio"), target="mood")
+        config.evals = {"mood": part}
+    train.train(config, tmp_path / "run", jax.devices()[:1])
+    model = mmcl_jax.load(tmp_path / "run")
+    found = evals.run(model, "mood", part, config.data.train)
+    assert found["n"] == 81
+    assert found["text+audio/corr"] > 0.8 and found["text/corr"] > 0.5 and found["text+audio/acc2"] > 0.75
+    source = sources.make(dict(source="arrays", path=str(tmp_path / "test.npz")))
+    records = [source[i] for i in range(90) if "audio" in source[i]]
+    z = model.embed(text=[r["text"] for r in records])["text"]
+    w = model.params["regression"]
+    r = z + np.maximum(z @ w["in"]["kernel"] + w["in"]["bias"], 0) @ w["out"]["kernel"] + w["out"]["bias"]
+    said = (r @ w["prediction"]["kernel"] + w["prediction"]["bias"])[:, 0]
+    truth = np.array([r["mood"][0] for r in records])
+    for name, value in affect.affect_metrics(np.asarray(said), truth).items():
+        np.testing.assert_allclose(found[f"text/{name}"], value, rtol=1e-4, err_msg=name)
+
+
+def test_what_predicts_no_numbers_is_refused(predictor):
+    with pytest.raises(ConfigError, match="predicts no numbers"):
+        evals.check(predictor, {"m": dict(name="affect", data=TEST, modalities=MODALITIES, target="label")})
+    assert affect.affect_metrics(np.zeros(4), np.ones(4))["corr"] == 0
+
+
+def test_losses_need_their_streams_and_a_whole_batch(predictor):
+    with pytest.raises(ConfigError, match="limit=9, don't fill a batch of 64"):
+        evals.check(predictor, {"held": dict(name="losses", data=TEST, limit=9)})
 
 
 def test_tags_must_be_of_one_kind():
