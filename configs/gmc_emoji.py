@@ -11,7 +11,7 @@ effects, which most of them lack; trained with joint="present" on all of them, t
 
 from . import common, gmc, modalities
 
-VARIANTS = {"": 250, "tux": 200}  # steps
+VARIANTS = {"": 250, "tux": 150}  # steps
 
 
 def get_config(arg: str = ""):

@@ -29,7 +29,7 @@ def get_config(arg: str = ""):
     modalities.set_up(c, "tux" if arg.startswith("tux") else "")
     if arg.startswith("tux"):
         bound = ("sound",)
-        c.steps = 300 if hub else 400
+        c.steps = 200 if hub else 300
     else:
         bound = ("line", "speech")
         c.steps = 400 if hub else 600

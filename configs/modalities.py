@@ -66,7 +66,7 @@ def spoken(field: str, excerpt: str) -> str:
 
 def _tux(c: ConfigDict) -> None:
     """Pictures, captions and sound effects: of 950 stamps 130 have all three; these are tested in five folds."""
-    layers = ((32, (4, 4), (2, 2), (1, 1)), (64, (4, 4), (2, 2), (1, 1)), (128, (4, 4), (2, 2), (1, 1)))
+    layers = ((32, (8, 8), (4, 4), (2, 2)), (64, (4, 4), (2, 2), (1, 1)), (128, (4, 4), (2, 2), (1, 1)))
     c.encoders = dict(
         image=emoji.image_tower(), text=emoji.text_tower(), sound=dict(name="conv", layers=layers, norm="batch",
                                                                        pool="mean"),

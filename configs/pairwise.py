@@ -10,7 +10,7 @@ steps.
 
 from . import common, gmc, modalities
 
-VARIANTS = {"": 500, "tux": 400}  # steps
+VARIANTS = {"": 500, "tux": 300}  # steps
 
 
 def get_config(arg: str = ""):
