@@ -108,7 +108,8 @@ def _parse_rule(rule: str) -> tuple[str, dict[str, float]]:
 
 def frozen(by: Multipliers) -> frozenset[str]:
     """Top-level names of the parameters of which none is trained: whole towers, readouts."""
-    return frozenset(name for name, rates in by.lr.items() if not any(jax.tree.leaves(rates)))
+    rates = {name: jax.tree.leaves(part) for name, part in by.lr.items()}
+    return frozenset(name for name, each in rates.items() if each and not any(each))
 
 
 def freeze(params: PyTree, by: Multipliers) -> PyTree:

@@ -243,6 +243,8 @@ def test_frozen_towers_change_neither_by_gradient_nor_decay_nor_statistics():
     config = configs.load("configs/imagebind.py:tiny", ("optim.lr=0.1", "optim.warmup=0", "optim.decay=0.5"))
     config.optim.rules = ("(a|c)(_readout)?/: lr=0",)
     config.optim.no_decay = ""
+    tx, schedule, by = optim.build(config.optim, 10, B, params | {"empty": {}})
+    assert optim.frozen(by) == {"a", "a_readout", "c_readout"}  # c has no parameters
     tx, schedule, by = optim.build(config.optim, 10, B, params)
     train_step = step.make_train_step(method, tx, by, schedule, lambda host: host, make_mesh("1"), config)
     state = step.TrainState(jnp.int32(0), params, tx.init(params), extra)
