@@ -67,6 +67,9 @@ def _evaluate(c, bound) -> None:
             c.evals[f"{known}{name.replace('/', '_')}_text"] = dict(name="retrieval", data=data, a=name, b="text")
         if len(bound) > 1:
             c.evals[f"{known}line_speech"] = dict(name="retrieval", data=data, a="line", b="speech")
+    if bound and not tux:  # for gradient blending, see mmcl_jax/analysis/blend.py
+        for name, split in (("held", "validation"), ("seen", "train")):
+            c.evals[name] = dict(name="losses", data=dict(split=split), limit=128)
     for added in bound[-1:]:
         how = dict(label="category", title="caption") if tux else dict(label="group", title="labels/en")
         c.evals.arithmetic = dict(name="arithmetic", data=held_out, added=added, **how)
