@@ -9,7 +9,7 @@ Data, towers and evaluations are those of gmc_emoji.py; the class is the emoji's
 
 from . import common, gmc, modalities
 
-VARIANTS = {"": (250, "group", 10), "tux": (150, "category", 16)}  # steps, the class's field, how many there are
+VARIANTS = {"": (500, "group", 10), "tux": (150, "category", 16)}  # steps, the class's field, how many there are
 
 
 def get_config(arg: str = ""):

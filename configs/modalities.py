@@ -23,7 +23,8 @@ def _emoji(c: ConfigDict) -> None:
     """Drawings of one of four styles, OpenMoji's line art, names, and names spoken by eSpeak: all emoji have all."""
     emoji_towers(c)
     train, held_out = (
-        dict(source="tfds", name="emoji_modalities/speech", split=split, in_memory=True) for split in ("train", "test")
+        dict(source="tfds", name="emoji_modalities/speech", split=split, in_memory=True)
+        for split in ("train", "validation+test")  # nothing is chosen by the validation split
     )
     c.data.train = train
     c.data.record = drawings("labels/en", "tags/en")
@@ -37,9 +38,11 @@ def _emoji(c: ConfigDict) -> None:
         speech=spoken("speech/en", "center_excerpt"),
     )  # fmt: skip
     c.data.tokenizer.update(fields=("captions",), vocab=4096)
-    c.evals.missing_group = dict(
-        name="missing", data=held_out, fit=train, modalities=("image", "line", "text", "speech"), label="group"
-    )
+    parts = ("image", "line", "text", "speech")
+    for label in ("group", "subgroup"):
+        c.evals[f"missing_{label}"] = dict(
+            name="missing", data=held_out, fit=train, modalities=parts, label=label, cs=(0.001, 0.01, 0.1, 1.0)
+        )
     for a, b in (("image", "text"), ("speech", "text"), ("line", "speech")):
         c.evals[f"{a}_{b}"] = dict(name="retrieval", data=held_out, a=a, b=b)
 

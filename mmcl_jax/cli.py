@@ -193,8 +193,8 @@ def _eval(arguments) -> None:
         raise ConfigError(
             f"--config.{strange[0]}: a run is evaluated as it was trained; only evals.* and data.train.* may change."
         )
-    predictor = predict.load(arguments.run_dir, arguments.step)
     loaded = config.load(arguments.config or str(saved), arguments.overrides)
+    predictor = predict.load(arguments.run_dir, arguments.step, batch=min(config.load(str(saved), ()).batch, 256))
     if not loaded.evals:
         raise ConfigError("There is no evaluator: the config's evals are empty. Give another one with --config.")
     evals.check(predictor, loaded.evals, loaded.data.train)

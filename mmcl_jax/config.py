@@ -185,7 +185,9 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any,
 
 def is_how(key: str, config: Mapping[str, Any]) -> bool:
     """Whether a key only says how a run is computed and watched, in a config that has it."""
-    if key == "chunks" and any(k.endswith(".dropout") and value for k, value in flat(config)):
+    if key == "chunks" and any(
+        k.endswith((".dropout", "_dropout", ".drop_path")) and value for k, value in flat(config)
+    ):
         return False  # what is dropped depends on it
     return key.startswith(HOW)
 

@@ -264,8 +264,7 @@ class Predictor:
         rows, problems = [], []
         for name in names:
             field = self.streams.chains[name].field
-            value = look_up(record, field)
-            for v in value if isinstance(value, list) else [value]:
+            for v in self.streams.values(name, record):
                 arrays, problem = self.streams.run(name, _nest(field, v), i)
                 if problem:
                     problems.append(f"record {record.get('id', i)}, {name}: {problem}")

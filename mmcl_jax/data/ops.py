@@ -25,11 +25,15 @@ def decode(value: bytes | str | os.PathLike | np.ndarray, background: int = 255)
     """Encoded image, path or array -> RGB, uint8 [H, W, 3]; transparent parts show the background, grey becomes RGB.
 
     Raises:
-        ValueError: if the header promises more than MAX_PIXELS, before anything is decoded.
+        ValueError: if the header promises more than MAX_PIXELS, before anything is decoded; if an array holds neither
+            bytes nor 16 bits, whose range is known.
         OSError: if it is not a whole image.
     """
     if isinstance(value, np.ndarray):
-        image = Image.fromarray(value)
+        if value.dtype not in (np.uint8, np.uint16, np.bool_):
+            raise ValueError(f"image of {value.dtype}; arrays must be uint8, uint16 or bool")
+        value = (value >> 8).astype(np.uint8) if value.dtype == np.uint16 else value
+        image = Image.fromarray(value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value)
     else:
         image = Image.open(io.BytesIO(value) if isinstance(value, bytes) else value)
     if image.width * image.height > MAX_PIXELS:
@@ -203,14 +207,14 @@ def _stretch(samples: np.ndarray, length: int, where: float) -> np.ndarray:
 
 def pick(values: str | Sequence[str], main: float = 0.0, *, rng: np.random.Generator) -> str:
     """One of several captions, at random; with probability `main` the first, whatever the others are."""
-    if isinstance(values, str) or rng.random() < main:
+    if isinstance(values, str | bytes) or rng.random() < main:
         return first(values)
     return values[rng.integers(len(values))]
 
 
 def first(values: str | Sequence[str]) -> str:
     """The first of several captions."""
-    return values if isinstance(values, str) else values[0]
+    return values if isinstance(values, str | bytes) else values[0]
 
 
 def tokenize(text: str | bytes, length: int, sot: bool = True, *, tokenizer) -> dict[str, np.ndarray]:

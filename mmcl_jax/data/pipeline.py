@@ -27,6 +27,8 @@ from mmcl_jax.files import AnyPath
 from mmcl_jax.named import ConfigError, checked
 
 ENDLESS = 2**62  # length of the training stream
+RARE = 10_000  # records that are looked at for a stream that few have
+WIDE = ("i8", "f8")
 Element = dict[str, Any]
 
 
@@ -64,7 +66,8 @@ class Streams:
 
         Args:
             sources: of the records.
-            tries: number of records of each source that are looked at if need be, spread over it.
+            tries: number of records of each source that are looked at if need be, spread over it; where streams are
+                missing from all of these, and none has failed, many more are.
 
         Raises:
             ConfigError: if a stream fails on all of them: a fault of the config rather than of the data.
@@ -84,14 +87,17 @@ class Streams:
                 value, problem = self.run(name, record, 0)
                 if problem is None and value is not None:
                     self.spec[name] = each(np.zeros_like, value)
-                else:
-                    problems[name] = problem or f"field {self.chains[name].field!r} is missing or empty"
+                elif problem:
+                    problems[name] = problem
             if wanted == set(self.spec):
                 return
+        if not problems and tries < RARE:  # nothing but missing: it may be rare
+            return self.find_spec(*sources, tries=RARE)
         name = sorted(wanted - set(self.spec))[0]
+        what = problems.get(name, f"field {self.chains[name].field!r} is missing or empty")
         raise ConfigError(
             f"Stream {name!r} could not be made from any of {sum(map(len, places))} records: "
-            f"{problems[name]}. Its field is {self.chains[name].field!r}; records have {sorted(fields)}."
+            f"{what}. Its field is {self.chains[name].field!r}; records have {sorted(fields)}."
         )
 
     def prepared(self, record: dict[str, Any] | Exception, position: int) -> tuple[dict[str, Any], str]:
@@ -131,11 +137,17 @@ class Streams:
             ValueError: if its ops can't read it.
         """
         value = self.hosts[name](value, 0)
-        arrays = value if isinstance(value, dict) else {"data": np.asarray(value)}
+        arrays = value if isinstance(value, dict) else {"data": _narrow(value)}
         problem = self._misfit(name, arrays)
         if problem:
             raise ValueError(f"{name}: {problem}")
         return arrays
+
+    def values(self, name: str, record: dict[str, Any]) -> list[Any]:
+        """What is evaluated one by one of a stream's field: each text and each image of a list, else the whole."""
+        value = look_up(record, self.chains[name].field)
+        alone = {"tokenize", "decode"} & {op.name for op in self.chains[name].host}
+        return value if alone and isinstance(value, list) else [value]
 
     def run(self, name: str, record: dict[str, Any], position: int) -> tuple[dict | None, str | None]:
         """A stream of a record: (arrays, None); (None, None) if its field is missing; or (None, what went wrong)."""
@@ -144,7 +156,7 @@ class Streams:
             return None, None
         try:
             value = self.hosts[name](value, position)
-            value = value if isinstance(value, dict) else {"data": np.asarray(value)}
+            value = value if isinstance(value, dict) else {"data": _narrow(value)}
         except Exception as e:  # noqa: BLE001 - as above
             return None, f"{type(e).__name__}: {e}"
         problem = self._misfit(name, value)
@@ -152,6 +164,9 @@ class Streams:
 
     def _misfit(self, name: str, arrays: dict[str, np.ndarray]) -> str | None:
         found = flat(arrays)
+        for key, value in found.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                return f"{key}: {(~np.isfinite(value)).sum()} of {value.size} numbers are not finite"
         for key, like in flat(self.spec.get(name, {})).items():
             if found[key].shape != like.shape or found[key].dtype != like.dtype:
                 return f"{key} is {found[key].dtype}{found[key].shape}, expected {like.dtype}{like.shape}"
@@ -345,6 +360,12 @@ def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterato
     if not found:
         fields = ", ".join(config.tokenizer.fields)
         raise ConfigError(f"data.tokenizer.fields=({fields}) hold no text; records have {sorted(seen)}.")
+
+
+def _narrow(value: Any) -> np.ndarray:
+    """An array of at most 32 bits a number, as devices have them: Python's numbers are of 64."""
+    array = np.asarray(value)
+    return array.astype({"i": np.int32, "f": np.float32}[array.dtype.kind]) if array.dtype.str[1:] in WIDE else array
 
 
 def stack(elements: Sequence[Element]) -> Element:

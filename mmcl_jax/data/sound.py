@@ -10,6 +10,7 @@ import numpy as np
 from mmcl_jax.named import ConfigError
 
 SILENCE = 1e-4  # of full scale, peak: some -80 dB
+CHANNELS = 64  # at most; more are samples that stand the wrong way round
 CLIPPED = 0.1  # share of samples at full scale from which a recording is spoilt
 
 
@@ -24,7 +25,8 @@ def read(value: bytes | str | os.PathLike | np.ndarray, rate: int, of: int = 0) 
 
     Raises:
         ConfigError: if the packages that read or resample are not installed.
-        ValueError: if it can't be read, is empty, not finite, silent, or clipped in more than a tenth of its samples.
+        ValueError: if it can't be read, is empty, not finite, silent, or clipped in more than a tenth of a channel's
+            samples; if an array has more channels than samples.
     """
     if isinstance(value, np.ndarray):
         samples, found = _to_float(value), of or rate
@@ -35,18 +37,21 @@ def read(value: bytes | str | os.PathLike | np.ndarray, rate: int, of: int = 0) 
                 samples, found = file.read(dtype="float32", always_2d=True), file.samplerate
         except soundfile.LibsndfileError as e:
             raise ValueError(f"not a sound that can be read: {e.error_string}") from None
-    samples = samples.mean(1) if samples.ndim == 2 else samples
-    if samples.ndim != 1 or not samples.size:
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    if samples.ndim != 2 or not samples.size or samples.shape[1] > min(CHANNELS, len(samples)):
         raise ValueError(f"a sound of shape {samples.shape}; samples are [T] or [T, channels], T at least 1")
     if not np.isfinite(samples).all():
         raise ValueError(f"{(~np.isfinite(samples)).sum()} of {samples.size} samples are not finite")
-    loudness = np.abs(samples)
-    if loudness.max() < SILENCE:
+    clipped = (np.abs(samples) >= 1 - 2**-15).mean(0).max()  # of the worst channel: the mean of all would hide it
+    samples = samples.mean(1)
+    if np.abs(samples).max() < SILENCE:
         raise ValueError("silence")
-    if (loudness >= 1 - 2**-15).mean() > CLIPPED:
-        raise ValueError(f"{(loudness >= 1 - 2**-15).mean():.0%} of the samples are at full scale, it is clipped")
+    if clipped > CLIPPED:
+        raise ValueError(f"{clipped:.0%} of the samples are at full scale, it is clipped")
     if found != rate:
         samples = _package("soxr").resample(samples, found, rate)
+        if not samples.size:
+            raise ValueError(f"too short: nothing is left of it at {rate} Hz")
     return np.clip(samples, -1, 1).astype(np.float32)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from mmcl_jax.data import sources
 from mmcl_jax.data.record import look_up
 from mmcl_jax.evals.embeddings import check_finite, check_streams, first_records
-from mmcl_jax.evals.missing import subsets
+from mmcl_jax.evals.missing import check_modalities, subsets
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import Predictor
 
@@ -64,6 +64,7 @@ def check(
     if not getattr(predictor.method, "target", "") or not hasattr(predictor.method, "predict"):
         raise ConfigError(f"{where}: the method predicts no numbers; GMC with method.target does.")
     check_streams(predictor.streams, modalities, where)
+    check_modalities(predictor, modalities, where)
     source = sources.make(data, f"{where}.data")
     records = first_records(predictor.streams, source)
     if all(look_up(r, target) is None for r in records):

@@ -278,7 +278,8 @@ def subsets(results: Mapping[str, float], modalities: Sequence[str], out: str | 
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    foot = f"{results['n']:.0f} complete examples; chance {1 / results['classes']:.3f} and {1 / results['n']:.3f}"
+    foot = (f"{results['n']:.0f} complete examples; the most frequent class {results['majority']:.3f}, "
+            f"chance of retrieval {1 / results['n']:.3f}")  # fmt: skip
     _finish(figure, out, foot)
 
 

@@ -20,7 +20,7 @@ from mmcl_jax.evals import labelled, linear
 from mmcl_jax.evals.embeddings import check_finite, check_streams
 from mmcl_jax.evals.knn import unit
 from mmcl_jax.evals.retrieval import ranks, summary
-from mmcl_jax.named import ConfigError
+from mmcl_jax.named import ConfigError, did_you_mean
 from mmcl_jax.predict import Predictor
 
 
@@ -47,6 +47,19 @@ def _fused(modalities: tuple[str, ...]) -> Callable:
     return fused
 
 
+def check_modalities(predictor: Predictor, modalities: Sequence[str], where: str) -> None:
+    """Refuses streams that `Method.fuse` would pass over: those that are no encoder's by its very name.
+
+    Raises:
+        ConfigError: with the encoders.
+    """
+    for name in modalities:
+        if name not in predictor.method.encoders:
+            raise ConfigError(
+                f"{where}.modalities: {name!r} has no encoder{did_you_mean(name, predictor.method.encoders)}"
+            )
+
+
 def check(
     predictor: Predictor,
     where: str,
@@ -61,6 +74,7 @@ def check(
     check_streams(predictor.streams, modalities, where)
     if len(set(modalities)) < 2 or len(set(modalities)) != len(modalities):
         raise ConfigError(f"{where}.modalities={tuple(modalities)}: name two different streams, or more.")
+    check_modalities(predictor, modalities, where)
     return labelled.check(predictor, where, data, fit, label, modalities[0])
 
 
@@ -87,7 +101,8 @@ def run(
     Returns:
         For each subset, "image+sound" say: ".../top1", and ".../drop", how much better the whole is; for all but the
         whole, ".../R@1" and ".../R@5" of finding the example's other modalities, represented together, by cosine. "n"
-        and "n_fit", the complete examples, and "classes".
+        and "n_fit", the complete examples, "classes", and "majority", the accuracy of always naming the class that is
+        the most frequent among those fitted on.
 
     Raises:
         ValueError: if no example is complete.
@@ -113,7 +128,8 @@ def run(
         if others:
             found = ranks(unit(vectors[name]), unit(vectors[others]), np.arange(n), np.arange(n))
             results |= {f"{name}/{k}": v for k, v in summary(found).items() if k in ("R@1", "R@5")}
-    return results | {"n": n, "n_fit": len(fit_labels), "classes": probe.classes}
+    majority = float((probe.labels[:n] == np.bincount(probe.fit_labels).argmax()).mean())
+    return results | {"n": n, "n_fit": len(fit_labels), "classes": probe.classes, "majority": majority}
 
 
 def _complete(

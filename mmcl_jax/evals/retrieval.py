@@ -167,5 +167,6 @@ def run(
         )
         names = directions(a, b)
         results |= {f"{prefix}{'/'.join(names.get(p, p) for p in k.split('/'))}": v for k, v in metrics.items()}
-        results[f"{prefix}n"] = int(subset.sum())
+        both = np.intersect1d(found.owners[a][rows_a], found.owners[b][rows_b]).size
+        results |= {f"{prefix}n": int(subset.sum())} | ({f"{prefix}pairs": both} if both < subset.sum() else {})
     return results | ({"unreadable": found.unreadable} if found.unreadable else {})

@@ -136,6 +136,10 @@ def _embed(
     return found.vectors[stream][has], [v for v in values if v is not None]
 
 
+def _are_words(tags: Any) -> bool:
+    return isinstance(tags, str) or isinstance(tags, list | tuple) and all(isinstance(tag, str) for tag in tags)
+
+
 def matrices(fit: Sequence[Any], tested: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Tags of examples as two arrays of 0 and 1, [N, C] and [M, C].
 
@@ -146,7 +150,7 @@ def matrices(fit: Sequence[Any], tested: Sequence[Any]) -> tuple[np.ndarray, np.
     Raises:
         ValueError: if some are arrays and others words, or arrays have another length or other values.
     """
-    words = {isinstance(v, str | list | tuple) for v in (*fit, *tested)}
+    words = {_are_words(v) for v in (*fit, *tested)}
     if len(words) > 1:
         raise ValueError("Some tags are arrays, others words; they must be of one kind.")
     if words == {True}:

@@ -134,6 +134,9 @@ class Gmc(Method):
     def loss(self, params, extra, batch, ctx):
         """NT-Xent of each modality with the joint vector."""
         batch = self.with_joint(batch)
+        if self.joint == "all" and "joint" in batch:  # what takes part in no term is not in batch statistics, either
+            complete = batch["joint"].is_present()
+            batch = batch | {name: batch[name].replace(present=complete) for name in self.modalities}
         z, extra = self.project(params, extra, batch, ctx)
         loss, metrics = jnp.zeros(()), {}
         term = ctx.over_batch(nt_xent if self.negatives == "all" else joint_negatives)

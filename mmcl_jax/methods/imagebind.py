@@ -60,7 +60,7 @@ def make(
         for name, value in given.items():
             if name not in possible:
                 raise ValueError(f"method.{key} has {name!r}{did_you_mean(name, sorted(possible))}")
-            if value <= 0:
+            if value < 0 or key == "scales" and value == 0:
                 raise ValueError(f"method.{key}.{name}={value} must be positive.")
     if not scales:
         raise ValueError(f"method.scales is empty: nothing is bound to {hub!r}. Name modalities and their 1 / tau.")

@@ -208,6 +208,37 @@ def test_unreadable_images_are_masked_and_counted(kind):
     assert counter.faulty == 2
 
 
+def test_numbers_that_are_not_finite_are_masked_and_counted():
+    records = [{"path": np.array([1, np.nan, 3])}, {"path": np.ones(3)}, {"path": np.array([np.inf, 0, 0])}]
+    streams = pipeline.Streams({"path": ""}, seed=0)
+    streams.find_spec(records)
+    elements = [streams.element(r, i) for i, r in enumerate(records)]
+    assert [bool(e["streams"]["path"]["present"]) for e in elements] == [False, True, False]
+    assert "1 of 3 numbers are not finite" in str(elements[0]["fault"])
+    batch = pipeline.stack(elements)["streams"]["path"]["data"]
+    assert batch.dtype == np.float32 and np.isfinite(batch).all()
+
+
+def test_a_stream_that_few_records_have_is_found():
+    records = [{"id": str(i)} for i in range(3000)]
+    records[1777]["rare"] = np.ones(2)
+    streams = pipeline.Streams({"rare": ""}, seed=0)
+    streams.find_spec(records)
+    assert streams.spec["rare"]["data"].shape == (2,)
+    with pytest.raises(ConfigError, match="from any of 3000 records: field 'never' is missing"):
+        pipeline.Streams({"never": ""}, seed=0).find_spec(records)
+
+
+def test_what_of_a_list_is_evaluated_one_by_one():
+    record = {"tags": ["a", "b"], "drawings": [b"1", b"2"], "captions": ["x", "y"]}
+    chains = {"tags": "multi_hot(4)", "image": "drawings: first|decode", "text": "captions: pick|tokenize(5)"}
+    streams = pipeline.Streams(chains, seed=0)
+    assert {k: streams.values(k, record) for k in chains} == {
+        "tags": [["a", "b"]], "image": [b"1", b"2"], "text": ["x", "y"],
+    }  # fmt: skip
+    assert ops.first(b"png") == b"png" and ops.pick(b"png", rng=np.random.default_rng(0)) == b"png"
+
+
 def test_over_the_budget_the_run_stops_and_says_why():
     streams = pipeline.Streams({"image": "decode|resize(8)"}, 0)
     source = Records(b"junk")

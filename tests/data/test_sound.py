@@ -55,12 +55,19 @@ def test_another_rate_is_the_same_tone(rate):
         (np.sign(NOISE), "100% of the samples are at full scale"),
         (np.zeros((2, 3, 4), np.float32), "shape"),
         (NOISE.astype(complex), "complex"),
+        (np.stack([NOISE, NOISE]), "shape \\(2, 4000\\)"),  # channels first
+        (np.stack([np.sign(NOISE), NOISE], 1), "100% of the samples are at full scale"),  # one of two channels
         (b"RIFF, but not for long", "not a sound that can be read: "),
     ],
 )
 def test_what_is_no_use_is_refused(value, message):
     with pytest.raises(ValueError, match=message):
         sound.read(value, 8000)
+
+
+def test_a_sound_of_which_nothing_is_left_is_refused():
+    with pytest.raises(ValueError, match="too short"):
+        sound.read(NOISE[:1], 8000, of=48_000)
 
 
 def test_a_bad_sound_is_absent_and_counted_an_empty_one_is_missing():
@@ -88,8 +95,14 @@ def test_grey_and_16_bit_images_keep_their_levels():
     for array in (levels, levels.astype(np.uint16) << 8):
         buffer = io.BytesIO()
         Image.fromarray(array).save(buffer, "PNG")
-        for value in (buffer.getvalue(), array):
+        for value in (buffer.getvalue(), array, array[..., None]):
             np.testing.assert_array_equal(ops.decode(value), np.repeat(levels[..., None], 3, 2))
+
+
+def test_images_whose_range_is_unknown_are_refused():
+    for array in (np.full((8, 8, 3), 0.5), np.full((8, 8), 200, np.int32)):
+        with pytest.raises(ValueError, match=f"image of {array.dtype}"):
+            ops.decode(array)
 
 
 @pytest.fixture

@@ -221,6 +221,14 @@ def test_a_table_may_have_several_columns_of_paths(tmp_path):
         sources.make(how | dict(paths=("noise",)))
 
 
+def test_an_image_with_two_sounds_is_two_examples(folder):
+    lines = ["image,caption,audio", "i1.png,one,a.ogg", "i1.png,eins,a.ogg", "i1.png,one,b.ogg", "i2.png,two,"]
+    (folder / "sounds.csv").write_text("\n".join(lines) + "\n")
+    source = sources.make({"source": "files", "path": str(folder / "sounds.csv"), "split": "all", "paths": ("audio",)})
+    found = [(r["captions"], r["audio"] and r["audio"][-5:]) for r in map(source.__getitem__, range(len(source)))]
+    assert found == [(["one", "eins"], "a.ogg"), (["one"], "b.ogg"), (["two"], None)]
+
+
 def test_folds_test_each_record_once_and_share_nothing_with_what_is_trained_on():
     of = dict(source="synthetic", size=600, modalities=("image", "text"), missing=0.4)
     whole = sources.make(of)

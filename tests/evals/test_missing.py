@@ -41,8 +41,12 @@ def test_each_subset_is_what_the_method_makes_of_it(predictor):
         vectors[name] = z, labels
     (z, labels), (_, fit_labels) = vectors["data"], vectors["fit"]
     assert found["n"] == len(labels) < 600 and found["n_fit"] == len(fit_labels) < 700
-    assert set(found) == {"n", "n_fit", "classes", *(f"{'+'.join(s)}/{k}" for s in missing.subsets(MODALITIES)
+    assert set(found) == {"n", "n_fit", "classes", "majority",
+                          *(f"{'+'.join(s)}/{k}" for s in missing.subsets(MODALITIES)
                           for k in ("top1", "drop", "R@1", "R@5") if len(s) < 3 or k in ("top1", "drop"))}  # fmt: skip
+    counts = np.bincount(fit_labels)
+    shares = [(labels == c).mean() for c in np.flatnonzero(counts == counts.max())]  # any of the most frequent will do
+    assert any(abs(found["majority"] - share) < 1e-9 for share in shares)
     for name in ("image", "image+tags"):
         query = np.mean([z[m] for m in name.split("+")], 0)
         others = np.mean([z[m] for m in MODALITIES if m not in name.split("+")], 0)
@@ -169,18 +173,34 @@ def test_losses_need_their_streams_and_a_whole_batch(predictor):
         evals.check(predictor, {"held": dict(name="losses", data=TEST, limit=9)})
 
 
+def test_subsets_are_of_encoders(predictor):
+    predictor.streams.chains["audio/v1"] = predictor.streams.chains["audio"]
+    try:
+        with pytest.raises(ConfigError, match="'audio/v1' has no encoder"):
+            evals.check(predictor, {"m": dict(name="missing", data=TEST, fit=TRAIN, modalities=("image", "audio/v1"))})
+    finally:
+        del predictor.streams.chains["audio/v1"]
+
+
+def test_pairs_are_counted_where_records_lack_a_side(predictor):
+    found = evals.run(predictor, "r", dict(name="retrieval", data=TEST, a="image", b="audio"))
+    source = sources.make(TEST)
+    pairs = sum({"image", "audio"} <= set(source[i]) for i in range(600))
+    assert found["pairs"] == pairs < found["n"] == 600
+
+
 def test_tags_must_be_of_one_kind():
     with pytest.raises(ValueError, match="one kind"):
         tagging.matrices([["a"]], [np.zeros(3)])
     with pytest.raises(ValueError, match="0 or 1"):
         tagging.matrices([np.zeros(3)], [np.full(3, 2)])
-    fit, tested = tagging.matrices([np.array([0, 1])], [np.array([1, 1])])
+    fit, tested = tagging.matrices([np.array([0, 1])], [[1, 1]])
     assert fit.tolist() == [[0, 1]] and tested.tolist() == [[1, 1]]
 
 
 def test_the_heat_map_of_a_run(tmp_path):
     results = {"left/a/top1": 0.2, "left/b/top1": 0.3, "left/a+b/top1": 0.4, "left/a/R@1": 0.1, "left/b/R@1": 0.2,
-               "left/n": 10, "left/classes": 4}  # fmt: skip
+               "left/n": 10, "left/majority": 0.25}  # fmt: skip
     part = {"left": dict(name="missing", modalities=["a", "b"])}
     assert figures.of_numbers(part, results, tmp_path) == "missing.png"
     assert (tmp_path / "missing.png").stat().st_size > 5000

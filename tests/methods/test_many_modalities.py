@@ -70,13 +70,12 @@ def test_gmc_leaves_out_what_is_missing():
     only = {k: Stream(s.data[complete]) for k, s in BATCH.items()}
     losses = {}
     for joint in gmc.JOINTS:
-        method = make_gmc(joint=joint)
+        method = make_gmc("batch", joint=joint)  # what is left out must not get into batch statistics, either
         params, extra = method.init(jax.random.key(0), BATCH)
         losses[joint] = method.loss(params, extra, BATCH, ctx)[0]
-        np.testing.assert_allclose(
-            method.loss(params, extra, only, ctx)[0], make_gmc().loss(params, extra, only, ctx)[0], rtol=1e-6
-        )
-    np.testing.assert_allclose(losses["all"], make_gmc().loss(params, extra, only, ctx)[0], rtol=1e-5)
+        alone = make_gmc("batch").loss(params, extra, only, ctx)[0]
+        np.testing.assert_allclose(method.loss(params, extra, only, ctx)[0], alone, rtol=1e-5)
+    np.testing.assert_allclose(losses["all"], alone, rtol=1e-5)
     assert abs(losses["all"] - losses["present"]) > 1e-3
 
 
@@ -150,6 +149,9 @@ def make_imagebind(**more):
 
 
 def test_imagebind_binds_each_to_the_hub_alone():
+    assert make_imagebind(weights={"c": 0.0}).weights == {"c": 0.0}, "what gradient blending gives may be 0"
+    with pytest.raises(ValueError, match="method.scales.c=0.0 must be positive"):
+        make_imagebind(scales={"c": 0.0})
     method = make_imagebind(weights={"c": 0.5})
     params, extra = method.init(jax.random.key(0), BATCH)
     ctx = Ctx(make_mesh("8"), parallel.BATCH_AXES, train=True, step=0, rng=jax.random.key(1))

@@ -36,8 +36,8 @@ def make(
             into train (90 %), validation (5 %) and test (5 %); "all" takes all.
         root: folder that image paths are relative to; default: the table's.
         image: column of image paths.
-        caption: column of captions, a text or (jsonl, parquet) a list of them. Rows with the same image are one
-            record with several captions. "" = images only.
+        caption: column of captions, a text or (jsonl, parquet) a list of them. Rows with the same image, and
+            the same `paths`, are one record with several captions. "" = images only.
         id: column of names for messages and embeddings; default: the image's path.
         paths: other columns of paths, of sounds or depth images, that are relative to the same folder.
 
@@ -83,7 +83,10 @@ class Files:
                     raise ValueError(f"{file}: {key!r} is in the splits {both}; its captions would leak.")
             found.add(own)
             if split in ("all", own):
-                self.rows.append(rows)
+                parts: dict[tuple, list[int]] = {}  # rows with another sound, say, are other examples
+                for n in rows:
+                    parts.setdefault(tuple(self.table[p][n].as_py() for p in paths), []).append(n)
+                self.rows += parts.values()
         if not self.rows:
             raise ValueError(f"{file} has no rows of split {split!r}; it has {', '.join(sorted(found))}.")
         self.root.stat()  # a missing folder is said now, not as a million unreadable images
