@@ -35,6 +35,8 @@ def get_config(arg: str = ""):
         c.steps = 400 if hub else 600
         _languages(c)
     if hub:
+        if arg.startswith("tux"):
+            c.data.train.complete = True  # a picture without a sound binds nothing
         c.method = dict(name="imagebind", embed_dim=128, hub=hub, scales={name: 10.0 for name in bound})
         c.optim.rules = ("(image|text)(_readout)?/: lr=0",)
     else:
@@ -59,12 +61,15 @@ def _languages(c) -> None:
 def _evaluate(c, bound) -> None:
     """Retrieval of texts, of trained and of held-out concepts; of what is bound from each other, and its classes."""
     tux = c.data.train.source == "folds"
-    held_out = dict(part="test") if tux else dict(split="test")
+    held_out = dict(part="test") if tux else dict(split="validation+test")
+    letters = dict(without=("is_letter",)) if tux else {}  # fourteen of them share four sounds
     streams = [name for name in c.data.eval_streams if name.split("/")[0] in bound]
     c.evals = {}
     for known, data in (("", held_out), ("known_", dict(part="train") if tux else dict(split="train"))):
         for name in ("image", *streams):
-            c.evals[f"{known}{name.replace('/', '_')}_text"] = dict(name="retrieval", data=data, a=name, b="text")
+            c.evals[f"{known}{name.replace('/', '_')}_text"] = dict(
+                name="retrieval", data=data, a=name, b="text", **letters
+            )
         if len(bound) > 1:
             c.evals[f"{known}line_speech"] = dict(name="retrieval", data=data, a="line", b="speech")
     if bound and not tux:  # for gradient blending, see mmcl_jax/analysis/blend.py
@@ -74,7 +79,7 @@ def _evaluate(c, bound) -> None:
         how = dict(label="category", title="caption") if tux else dict(label="group", title="labels/en")
         c.evals.arithmetic = dict(name="arithmetic", data=held_out, added=added, **how)
     for name in bound:
-        c.evals[f"{name}_image"] = dict(name="retrieval", data=held_out, a=name, b="image")
+        c.evals[f"{name}_image"] = dict(name="retrieval", data=held_out, a=name, b="image", **letters)
         c.evals[f"{name}_zeroshot"] = dict(
             name="zeroshot", data=held_out, stream=name, label="category" if tux else "group"
         )

@@ -8,6 +8,7 @@ import soundfile
 from PIL import Image
 
 from mmcl_jax.data import datasets, ops, sound, sources
+from mmcl_jax.data.datasets import tux_stamps
 from mmcl_jax.data.pipeline import Streams
 
 RNG = np.random.default_rng(0)
@@ -138,6 +139,22 @@ def test_stamps_are_built_with_what_each_of_them_has(stamps):
     spoken = sources.make(dict(source="tfds", name="tux_stamps/spoken", split="train", data_dir=str(stamps)))
     assert all(len(spoken[i]["speech"]) == 8000 and spoken[i]["spoken_caption"] for i in range(len(spoken)))
     assert spoken.class_names("lang")[spoken[0]["lang"]] == "fr"
+
+
+def test_stamps_of_one_thing_are_on_one_side(tmp_path):
+    files = {"badger": b"growl", "beaver": b"growl", "cow": b"moo", "cow_white": b"low", "ox": b"low", "fox": b"bark"}
+    captions = {"cow": "A cow.", "cow_white": "a COW."}
+    stamps, texts = {}, {}
+    for stem, sfx in files.items():
+        (tmp_path / f"{stem}.ogg").write_bytes(sfx)
+        stamps[f"animals/{stem}"] = {"sfx": f"{stem}.ogg"}
+        texts[f"animals/{stem}"] = {"en": captions.get(stem, f"A {stem}.")}
+    stamps["animals/ox2"], texts["animals/ox2"] = {}, {"en": "An ox, far away."}  # no sound, and the ox's name
+    found = tux_stamps.find_things(tmp_path, stamps, texts)
+    assert {k.split("/")[1]: v for k, v in found.items()} == {
+        "badger": "badger", "beaver": "badger", "cow": "cow", "cow_white": "cow", "ox": "cow", "ox2": "cow",
+        "fox": "fox",
+    }  # fmt: skip
 
 
 def test_a_folder_without_stamps_is_refused(tmp_path, monkeypatch):

@@ -243,6 +243,8 @@ def test_folds_test_each_record_once_and_share_nothing_with_what_is_trained_on()
         rest = [whole[i] for i in range(600) if whole[i]["label"] not in labels]
         assert [train[i]["id"] for i in range(len(train))] == [r["id"] for r in rest]
         assert any("text" not in r for r in rest), "what is never tested is trained on all the same"
+        alone = sources.make(how | dict(complete=True))
+        assert [alone[i]["id"] for i in range(len(alone))] == [r["id"] for r in rest if "text" in r]
         assert 80 <= len(labels) <= 86  # of 256
         assert sources.class_names(test, "label") == sources.class_names(whole, "label")
     assert sorted(tested) == sorted(testable)

@@ -51,7 +51,7 @@ class TuxStamps(tfds.core.GeneratorBasedBuilder):
     """Stamps at 64 x 64 with captions, sound effects and spoken names at 16 kHz, split by the thing they show."""
 
     VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.1.0": "tuxpaint-stamps 2022.06.04; the field `thing`."}
+    RELEASE_NOTES = {"1.1.0": "tuxpaint-stamps 2022.06.04; the field `thing`, by which it is split."}
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="default", description="A record per stamp, with its name spoken in English."),
         tfds.core.BuilderConfig(name="spoken", description="A record per stamp and language of its spoken name."),
@@ -88,14 +88,24 @@ class TuxStamps(tfds.core.GeneratorBasedBuilder):
         attribution = "Stamps of Tux Paint by its contributors (https://tuxpaint.org), GPL-2.0-or-later"
         self.info.metadata.update(common.provenance(archives, license=LICENCE, attribution=attribution))
         stamps = find_stamps(folder)
+        captions = {stem: read_captions((folder / found["txt"]).read_bytes()) for stem, found in stamps.items()}
+        things = find_things(folder, stamps, captions)
         return {
-            split: self._generate_examples(folder, {k: v for k, v in stamps.items() if split_of(k) == split})
+            split: self._generate_examples(
+                folder, {k: v for k, v in stamps.items() if split_of(things[k]) == split}, captions, things
+            )
             for split in common.SPLITS
         }
 
-    def _generate_examples(self, folder: pathlib.Path, stamps: dict[str, dict[str, str]]) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(
+        self,
+        folder: pathlib.Path,
+        stamps: dict[str, dict[str, str]],
+        captions_of: dict[str, dict[str, str]],
+        things: dict[str, str],
+    ) -> Iterator[tuple[str, dict]]:
         for stem, found in stamps.items():
-            captions = read_captions((folder / found["txt"]).read_bytes())
+            captions = captions_of[stem]
             record = {
                 "concept_id": stem,
                 "image": picture(folder / found["image"]),
@@ -104,7 +114,7 @@ class TuxStamps(tfds.core.GeneratorBasedBuilder):
                 "sfx": recording(folder, found.get("sfx")),
                 "category": stem.split("/")[0],
                 "folder": "/".join(stem.split("/")[:2]),
-                "thing": thing_of(stem),
+                "thing": things[stem],
                 "is_letter": stem.startswith("symbols/alphabets/"),
             }
             if self.builder_config.name == "default":
@@ -170,9 +180,34 @@ def thing_of(stem: str) -> str:
     return re.sub(r"[-_\d]+$", "", name) or name
 
 
-def split_of(stem: str) -> str:
+def find_things(
+    folder: pathlib.Path, stamps: dict[str, dict[str, str]], captions: dict[str, dict[str, str]]
+) -> dict[str, str]:
+    """The thing that each stamp shows: stamps with one name, one English caption or one sound effect show the same.
+
+    A badger has the beaver's sound, and there are several cows; none of them may be on both sides of a split.
+    """
+    marks: dict[str, set[str]] = {}
+    for stem, found in stamps.items():
+        marks[stem] = {f"name {thing_of(stem)}", f"caption {captions[stem]['en'].lower()}"}
+        if "sfx" in found:
+            marks[stem].add(f"sound {hashlib.sha256((folder / found['sfx']).read_bytes()).hexdigest()}")
+    group: dict[str, str] = {}  # mark -> the name of its thing, the first of all that are linked
+
+    def root(name: str) -> str:
+        while group.setdefault(name, name) != name:
+            name = group[name]
+        return name
+
+    for linked in marks.values():
+        first, *others = sorted({root(mark) for mark in linked}, key=lambda r: (not r.startswith("name"), r))
+        group.update(dict.fromkeys(others, first))
+    return {stem: root(f"name {thing_of(stem)}").removeprefix("name ") for stem in stamps}
+
+
+def split_of(thing: str) -> str:
     """About 80/10/10 by the thing that is shown."""
-    bucket = int(hashlib.sha256(thing_of(stem).encode()).hexdigest(), 16) % 10
+    bucket = int(hashlib.sha256(thing.encode()).hexdigest(), 16) % 10
     return {8: "validation", 9: "test"}.get(bucket, "train")
 
 

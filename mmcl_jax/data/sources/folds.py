@@ -15,7 +15,7 @@ PARTS = ("train", "test")
 
 
 def make(of: Mapping[str, Any], fold: int = 0, k: int = 5, part: str = "train", by: str = "id",
-         needs: Sequence[str] = ()) -> Folds:  # fmt: skip
+         needs: Sequence[str] = (), complete: bool = False) -> Folds:  # fmt: skip
     """One of k ways to part a source. Its records are read once for it: for sets of up to some 100,000.
 
     Records to be tested are dealt out to k folds, as many values of `by` to each; the way it is done depends on these
@@ -25,9 +25,10 @@ def make(of: Mapping[str, Any], fold: int = 0, k: int = 5, part: str = "train", 
         of: the source, as in `data.train`.
         fold: which fold is tested, 0 .. k - 1.
         k: how many there are.
-        part: "test", the fold; or "train", all records that don't belong to what it tests, complete or not.
+        part: "test", the fold; or "train", all records that don't belong to what it tests.
         by: field of what must not be on both sides: near-twins, a speaker.
         needs: fields without which a record is never tested.
+        complete: whether to train on nothing but records that have these fields, too.
 
     Raises:
         ConfigError: if the fold or the part does not exist.
@@ -54,7 +55,8 @@ def make(of: Mapping[str, Any], fold: int = 0, k: int = 5, part: str = "train", 
     there = [v in tested for v in values]
     if part == "test":
         return Folds(source, [i for i, (g, t) in enumerate(zip(there, testable, strict=True)) if g and t])
-    return Folds(source, [i for i, g in enumerate(there) if not g])
+    keep = testable if complete else [True] * len(there)
+    return Folds(source, [i for i, (g, k) in enumerate(zip(there, keep, strict=True)) if k and not g])
 
 
 class Folds:
