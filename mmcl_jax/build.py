@@ -67,6 +67,8 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
         sources, weights = mix.open_sources(config.data.train)
     else:
         weights = [1 / len(sources)] * len(sources)
+    if not begun:
+        inherit.check_fold(config)
     inherited = None if begun else inherit.tokenizer(config)
 
     processes.from_first(lambda: bool(pipeline.make_tokenizer(config.data, sources, workdir, begun, inherited)))

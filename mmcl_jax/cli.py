@@ -265,6 +265,7 @@ def _sweep(arguments) -> int:
 
 def _table(arguments) -> None:
     from mmcl_jax import files, log, table
+    from mmcl_jax.table.picture import picture
 
     _no_overrides(arguments)
     runs = table.read(arguments.runs)
@@ -277,7 +278,7 @@ def _table(arguments) -> None:
         md.parent.mkdir(parents=True, exist_ok=True)
         md.write_text(text)
         table.write_csv(groups, csv)
-        table.picture(groups, metrics, png)
+        picture(groups, metrics, png)
         log.say(f"written to {md}, {csv}, {png}")
     if arguments.keep:
         log.say(f"kept in {', '.join(map(str, table.keep(runs, arguments.keep)))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 from typing import Any
 
 import jax
@@ -13,8 +14,27 @@ from mmcl_jax import files, log, optim, parallel
 from mmcl_jax import method as methods
 from mmcl_jax.checkpoint import rename, rename_and_fit
 from mmcl_jax.encoders.vit import resize_positions
+from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import holds_run, load
 from mmcl_jax.types import PyTree, TrainState
+
+
+def check_fold(config: ConfigDict) -> None:
+    """Refuses weights of a run that was trained on what is tested here: one of another fold (source `folds`).
+
+    Raises:
+        ConfigError: with both folds.
+    """
+    ours = config.data.train.get("fold") if config.init_from.run else None
+    if ours is None:
+        return
+    saved = holds_run(files.path(config.init_from.run)) / "config.json"
+    theirs = json.loads(saved.read_text())["data"]["train"].get("fold", ours)
+    if theirs != ours:
+        raise ConfigError(
+            f"data.train.fold={ours}, but {config.init_from.run} (init_from.run) was trained with fold {theirs}: it "
+            "has seen what is tested here. Start from a run of the same fold."
+        )
 
 
 def tokenizer(config: ConfigDict) -> files.AnyPath | None:

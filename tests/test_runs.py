@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mmcl_jax import config as configs
+from mmcl_jax import inherit
+from mmcl_jax.named import ConfigError
 from tests.conftest import finish, losses
 
 RUN = (
@@ -165,6 +168,21 @@ def test_wrong_input_is_refused_before_compiling(tmp_path, capsys, monkeypatch, 
         assert code == 2, f"{name}: {error}"
         assert expected in error, f"{name}: {error}"
         assert "Traceback" not in error
+
+
+def test_weights_of_another_fold_are_refused(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    of = dict(source="folds", of=dict(source="synthetic"), by="label")
+    config = configs.load("configs/clip_emoji.py:tiny", ())
+    config.data.train = of | dict(fold=1)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    with config.unlocked():
+        config.init_from.run = str(tmp_path)
+    inherit.check_fold(config)
+    config.data.train.fold = 2
+    with pytest.raises(ConfigError, match="fold=2, but .* was trained with fold 1"):
+        inherit.check_fold(config)
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path, capsys, monkeypatch, repository):

@@ -59,8 +59,17 @@ def test_seeds_become_mean_and_deviation(write):
 def test_folds_become_mean_and_deviation(write):
     how = ("data.train.source=folds", "data.train.of={'source': 'synthetic', 'size': 9}", "data.train.by=label")
     paths = [write(f"a{k}", recall(v), *how, f"data.train.fold={k}") for k, v in enumerate((0.5, 0.7))]
+    paired = [write(f"b{k}", recall(v), *how, f"data.train.fold={k}", f"init_from.run=towers{k}", "optim.lr=0.01")
+              for k, v in enumerate((0.41, 0.6))]  # fmt: skip
+    both = table.group(table.read(paths + paired))
+    assert [len(g.runs) for g in both] == [2, 2], "each fold starts from a run of its own"
     (group,) = table.group(table.read(paths))
     text = table.markdown([group], table.choose([group]))
+    ours, theirs = (0.5, 0.7, 0.4, 0.9, 0.6), (0.44, 0.65, 0.34, 0.83, 0.55)
+    more = [write(f"{name}{k}", recall(v), *how, f"data.train.fold={k}", f"optim.lr={lr}")
+            for name, values, lr in (("c", ours, 0.1), ("d", theirs, 0.2)) for k, v in enumerate(values)]  # fmt: skip
+    assert marks(more) == ["best", ""], "it is better in each fold, though folds differ by more than that"
+    assert stats.ttest_ind(ours, theirs, equal_var=False).pvalue > 0.5
     assert "0.600 ± 0.141" in text and "| folds |" in text and "deviation over folds" in text
 
 

@@ -88,6 +88,8 @@ def read(paths: Sequence[str]) -> list[Run]:
             numbers = {k: v for k, v in told.items() if isinstance(v, int | float) and not isinstance(v, bool)}
             content = configs.content(config, [k for k, _ in configs.flat(config) if k.startswith("evals.")])
             seed = content.pop("seed"), content.pop("data.train.fold", None)
+            if seed[1] is not None:
+                content.pop("init_from.run", None)  # each fold starts from a run of its own
             runs.append(Run(folder, content, seed, numbers, dict(configs.flat(config))))
     if unfinished:
         log.warn(f"not finished, and left out: {', '.join(unfinished)}")
@@ -200,7 +202,13 @@ def mark(groups: Sequence[Group], metric: str, line: Group) -> str:
     from scipy import stats
 
     comparisons = sum(bool(g.values(metric)) for g in groups) - 1  # Bonferroni: the more of them, the stricter each
-    return LIKE if stats.ttest_ind(ours, theirs, equal_var=False).pvalue * comparisons >= LEVEL else ""
+    known = {r.seed: r.metrics[metric] for r in winner.runs if metric in r.metrics and r.seed[1] is not None}
+    pairs = [(r.metrics[metric], known[r.seed]) for r in line.runs if metric in r.metrics and r.seed in known]
+    if len(pairs) > 1 and len({a - b for a, b in pairs}) > 1:  # some folds are harder than others, for both
+        test = stats.ttest_rel(*zip(*pairs, strict=True))
+    else:
+        test = stats.ttest_ind(ours, theirs, equal_var=False)
+    return LIKE if test.pvalue * comparisons >= LEVEL else ""
 
 
 def markdown(groups: Sequence[Group], metrics: Sequence[str], wide: int = 8) -> str:
@@ -219,7 +227,8 @@ def markdown(groups: Sequence[Group], metrics: Sequence[str], wide: int = 8) -> 
     legend = [f"Mean ± standard deviation over {over}."] if any(len(g.runs) > 1 for g in groups) else []
     legend += ["Bold: best of its column."] if "best" in marks else []
     if LIKE in marks:
-        legend.append(f"{LIKE}: these {over} don't tell it from the best (Welch's t-test, p ≥ {LEVEL}, Bonferroni).")
+        test = "paired t-test" if over == "folds" else "Welch's t-test"
+        legend.append(f"{LIKE}: these {over} don't tell it from the best ({test}, p ≥ {LEVEL}, Bonferroni).")
     legend += [f"{UNKNOWN}: a single run; how far from the best by chance is unknown."] if UNKNOWN in marks else []
     return "\n\n".join(filter(None, [*tables, " ".join(legend), _differences(groups)])) + "\n"
 
@@ -309,42 +318,6 @@ def write_csv(groups: Sequence[Group], out: files.AnyPath) -> None:
         writer = csv.DictWriter(f, list(dict.fromkeys(k for line in lines for k in line)))
         writer.writeheader()
         writer.writerows(lines)
-
-
-def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath) -> None:
-    """Draws a panel per metric to a PNG: each seed a dot, mean and deviation a bar; the best and its likes coloured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = [" ".join(log.short(v) for v in g.label.values() if v is not None) or g.name for g in groups]
-    if len(set(names)) < len(names):
-        names = [g.name for g in groups]
-    height = 0.9 + 0.32 * len(groups)
-    columns = min(len(metrics), 3)
-    lines = -(-len(metrics) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns + 1.5, height * lines), squeeze=False,
-                                sharey=True)  # fmt: skip
-    for ax in axes.flat[len(metrics) :]:
-        ax.axis("off")
-    for ax, metric in zip(axes.flat, metrics, strict=False):
-        for y, g in enumerate(groups):
-            found, how = g.values(metric), mark(groups, metric, g)
-            color = {"best": "#2a9d4a", LIKE: "#8cc9a1"}.get(how, "#8a8a8a")
-            if len(found) > 1:
-                ax.errorbar(statistics.fmean(found), y, xerr=spread(found), fmt="|", ms=14, capsize=3, color=color)
-            ax.plot(found, [y] * len(found), "o", ms=4, color=color, alpha=0.7)
-        ax.set_title(f"{metric} {'(lower is better)' if LOWER.search(metric) else ''}", fontsize=9, loc="left")
-        ax.set_yticks(range(len(groups)), names, fontsize=8)
-        ax.set_ylim(len(groups) - 0.5, -0.5)
-        ax.tick_params(axis="x", labelsize=8)
-        ax.grid(axis="x", alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    with out.open("wb") as f:
-        figure.savefig(f, dpi=120, format="png")
-    plt.close(figure)
 
 
 def keep(runs: Sequence[Run], folder: str) -> list[files.AnyPath]:
