@@ -68,3 +68,9 @@ def score_rows(
         columns = kept if stay else (put(block(b, at, size)) for at in starts)
         tiles = [np.asarray(score(rows, c), np.float32) for c in columns]
         yield np.concatenate(tiles, axis=1)[: na - start, :nb]
+
+
+def prototypes(prompts: np.ndarray) -> np.ndarray:
+    """The vector of each class: the mean of its prompts' unit vectors [C, T, D], normalised again, [C, D]."""
+    mean = prompts.mean(1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

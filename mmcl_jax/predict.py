@@ -316,8 +316,7 @@ class Predictor:
         shape = (-1, len(classes), len(templates))
         if not self._compares_vectors:
             return np.concatenate([rows.reshape(shape).mean(-1) for rows in self._score_rows(images, texts)])
-        vectors = texts.reshape(*shape[1:], -1).mean(1)
-        return self.score(images, vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+        return self.score(images, items.prototypes(texts.reshape(*shape[1:], -1)))
 
     def zero_shot(
         self, images: Sequence[Any], classes: Sequence[str], templates: Sequence[str] = TEMPLATES

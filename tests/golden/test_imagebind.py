@@ -7,7 +7,10 @@ import pytest
 
 from mmcl_jax.encoders import series, vit
 from mmcl_jax.encoders.readouts import Linear
+from mmcl_jax.evals.zeroshot import classification_metrics
+from mmcl_jax.items import prototypes
 from mmcl_jax.losses import info_nce, unit
+from mmcl_jax.method import mean_of_present
 from mmcl_jax.methods import imagebind
 from mmcl_jax.types import Encoded, Stream
 from tests.golden.reference import load
@@ -134,3 +137,20 @@ def test_each_direction():
         for a, b, name in ((x, y, "image_to_other"), (y, x, "other_to_image")):
             found = info_nce(a, b, scale=float(LOSSES[f"case{i}_logit_scale"]), both=False)
             np.testing.assert_allclose(found, LOSSES[f"case{i}_loss_{name}"], rtol=1e-5, atol=5e-6)
+
+
+def test_emergent_zero_shot_classes():
+    g = {k.removeprefix("zeroshot_"): v for k, v in LOSSES.items() if k.startswith("zeroshot_")}
+    found = prototypes(np.asarray(unit(g["prompt_embeddings"])))
+    np.testing.assert_allclose(found, g["class_prototypes"], atol=1e-6)
+    scores = np.asarray(unit(g["query_embeddings"])) @ found.T
+    np.testing.assert_allclose(scores, g["similarity"], atol=1e-6)
+    assert scores.argmax(1).tolist() == g["predictions"].tolist()
+    np.testing.assert_allclose(classification_metrics(scores, g["labels"])["top1"], g["top1"], rtol=1e-6)
+
+
+def test_clips_are_averaged_once_they_are_normalised():
+    """`mean_of_present`, which represents an example by several vectors, does as the official code does with clips."""
+    clips = [jnp.asarray(unit(z)) for z in LOSSES["multiclip_raw"].swapaxes(0, 1)]
+    found, _ = mean_of_present(clips, [jnp.ones(len(clips[0]), bool)] * len(clips))
+    np.testing.assert_allclose(found, LOSSES["multiclip_mean_of_normalised"], atol=1e-6)
