@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,27 @@ import numpy as np
 
 Items = Any
 KEPT_MIB = 1024  # of rows that stay on each device while they are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """What `Predictor.embed_source` found.
+
+    Attributes:
+        vectors: stream -> [M, D] float32, unit vectors or pooled features; or items, M rows.
+        owners: stream -> [M] int, the record that each row belongs to.
+        texts: stream -> M texts, for streams whose field is text (or a path).
+        kept: field -> its value in each record.
+        size: number of records.
+        unreadable: values that could not be read, and have no row.
+    """
+
+    vectors: dict[str, Items]
+    owners: dict[str, np.ndarray]
+    texts: dict[str, list[str]]
+    kept: dict[str, list[Any]]
+    size: int
+    unreadable: int
 
 
 def count(items: Items) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -207,6 +207,21 @@ def mean_of_present(vectors: Sequence[Array], present: Sequence[Array]) -> tuple
     there = jnp.stack(present)  # [M, B]
     total = jnp.where(there[..., None], jnp.stack(vectors), 0).sum(0)
     return total / jnp.maximum(there.sum(0), 1)[:, None], there.any(0)
+
+
+def weights_of_terms(given: Mapping[str, float] | None, possible: Iterable[str]) -> dict[str, float]:
+    """The weights of a loss's terms where they are not 1, `config.method.weights`: gradient blending's, say.
+
+    Raises:
+        ValueError: for a term that does not exist, or a negative weight.
+    """
+    weights, possible = dict(given or {}), sorted(possible)
+    for name, value in weights.items():
+        if name not in possible:
+            raise ValueError(f"method.weights has {name!r}{named.did_you_mean(name, possible)}")
+        if value < 0:
+            raise ValueError(f"method.weights.{name}={value} must not be negative.")
+    return weights
 
 
 def _in_chunks(encode: Callable, params: PyTree, extra: PyTree, streams: Batch, ctx: Ctx) -> tuple[PyTree, PyTree]:

@@ -23,8 +23,8 @@ from mmcl_jax.augment import ops as device_ops
 from mmcl_jax.checkpoint import Checkpoints
 from mmcl_jax.data import pipeline, tokenizers
 from mmcl_jax.data.chain import resolve
-from mmcl_jax.data.record import look_up
-from mmcl_jax.items import Items
+from mmcl_jax.data.record import look_up, nest
+from mmcl_jax.items import Embeddings, Items
 from mmcl_jax.types import Batch, Ctx, PyTree
 
 TEMPLATES = ("{}",)
@@ -41,6 +41,12 @@ FUNCTIONS = {
     "items": lambda method, *rest: method.items(*rest),
     "pooled": _pooled,
 }
+
+
+@functools.cache
+def fused(names: tuple[str, ...]) -> Callable:
+    """The function of a model that represents examples by these streams."""
+    return lambda method, params, extra, batch, ctx: method.fuse(params, extra, {n: batch[n] for n in names}, ctx)[0]
 
 
 def device_streams(streams: pipeline.Streams, seed: int) -> DeviceStreams:
@@ -132,12 +138,38 @@ class Predictor:
         """
         return self._of_values(values, function)
 
-    def _of_values(self, values: Mapping[str, Sequence[Any]], of: str | Callable) -> dict[str, Items]:
+    def fuse(self, **values: Sequence[Any]) -> np.ndarray:
+        """Represents examples by whatever they have: `fuse(image=["cat.jpg", None], text=["a cat", "a dog"])`.
+
+        Args:
+            **values: as for `embed`, as many of each stream; None is missing.
+
+        Returns:
+            float32 [N, D], as `Method.fuse` makes them: not normalised, zeros for an example that has nothing.
+
+        Raises:
+            ValueError: as `embed`; or if there are more of one stream than of another.
+        """
+        self._check_streams(values)
+        lengths = {name: len(given) for name, given in values.items()}
+        if len(set(lengths.values())) != 1 or not max(lengths.values()):
+            raise ValueError(f"fuse needs as many values of each stream, one at least; there are {lengths}.")
+        examples = [
+            {name: self.streams.one_or_none(name, value) for name, value in zip(values, row, strict=True)}
+            for row in zip(*values.values(), strict=True)
+        ]
+        blocks = (examples[i : i + self.batch] for i in range(0, len(examples), self.batch))
+        return items.concatenate([self._run(pipeline.stack(b), len(b), fused(tuple(values))) for b in blocks])
+
+    def _check_streams(self, values: Mapping[str, Any]) -> None:
         unknown = set(values) - set(self.streams.chains)
         if unknown:
             raise ValueError(
                 f"There is no stream {sorted(unknown)[0]!r}; this model has {sorted(self.streams.chains)}."
             )
+
+    def _of_values(self, values: Mapping[str, Sequence[Any]], of: str | Callable) -> dict[str, Items]:
+        self._check_streams(values)
         found = {}
         for name, given in values.items():
             rows = []
@@ -265,7 +297,7 @@ class Predictor:
         for name in names:
             field = self.streams.chains[name].field
             for v in self.streams.values(name, record):
-                arrays, problem = self.streams.run(name, _nest(field, v), i)
+                arrays, problem = self.streams.run(name, nest(field, v), i)
                 if problem:
                     problems.append(f"record {record.get('id', i)}, {name}: {problem}")
                 if arrays is not None:
@@ -333,34 +365,6 @@ class Predictor:
         """
         scores = self.class_scores(self.items(image=images)["image"], classes, templates)
         return [classes[i] for i in scores.argmax(1)], scores
-
-
-@dataclasses.dataclass(frozen=True)
-class Embeddings:
-    """What `Predictor.embed_source` found.
-
-    Attributes:
-        vectors: stream -> [M, D] float32, unit vectors or pooled features; or items, M rows.
-        owners: stream -> [M] int, the record that each row belongs to.
-        texts: stream -> M texts, for streams whose field is text (or a path).
-        kept: field -> its value in each record.
-        size: number of records.
-        unreadable: values that could not be read, and have no row.
-    """
-
-    vectors: dict[str, Items]
-    owners: dict[str, np.ndarray]
-    texts: dict[str, list[str]]
-    kept: dict[str, list[Any]]
-    size: int
-    unreadable: int
-
-
-def _nest(field: str, value: Any) -> dict[str, Any]:
-    """A record in which `look_up` finds `value` at `field`."""
-    for part in reversed(field.split("/")):
-        value = {part: value}
-    return value
 
 
 def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh | None = None) -> Predictor:

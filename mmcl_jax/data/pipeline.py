@@ -143,6 +143,11 @@ class Streams:
             raise ValueError(f"{name}: {problem}")
         return arrays
 
+    def one_or_none(self, name: str, value: Any) -> dict[str, Any]:
+        """As `one`, with `present`; of None zeros that are not."""
+        arrays = self.spec[self.source_of[name]] if value is None else self.one(name, value)
+        return arrays | {"present": np.bool_(value is not None)}
+
     def values(self, name: str, record: dict[str, Any]) -> list[Any]:
         """What is evaluated one by one of a stream's field: each text and each image of a list, else the whole."""
         value = look_up(record, self.chains[name].field)

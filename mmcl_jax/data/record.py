@@ -146,3 +146,10 @@ def look_up(record: dict[str, Any], field: str) -> Any:
     for part in field.split("/"):
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def nest(field: str, value: Any) -> dict[str, Any]:
+    """A record in which `look_up` finds `value` at `field`."""
+    for part in reversed(field.split("/")):
+        value = {part: value}
+    return value

@@ -28,7 +28,7 @@ from mmcl_jax import parallel
 from mmcl_jax.encoders.joint import Joint
 from mmcl_jax.encoders.readouts import SharedMlp
 from mmcl_jax.losses import in_batch_accuracy, joint_negatives, nt_xent
-from mmcl_jax.method import Method, mean_of_present
+from mmcl_jax.method import Method, mean_of_present, weights_of_terms
 from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Array, Batch, Stream
 
@@ -45,6 +45,7 @@ def make(
     temperature: float = 0.1,
     negatives: str = "all",
     joint: str = "all",
+    weights: Mapping[str, float] | None = None,
     target: str = "",
 ) -> Gmc:
     """Builds GMC; the keyword arguments are `config.method`.
@@ -57,6 +58,7 @@ def make(
         temperature: tau; the paper has .1, and .3 for MOSEI, MOSI and Pendulum.
         negatives: "all", or "joint" for the paper's ablation, in which only joint vectors are negatives.
         joint: whether z_J needs "all" modalities, or at least two, "present".
+        weights: of modalities' terms, where they are not 1; see `weights_of_terms`.
         target: stream of numbers [B, n] to be predicted from z_J, whose mean absolute error is added to the loss
             (the supervised variant, for MOSEI and MOSI); "" = none.
 
@@ -78,6 +80,7 @@ def make(
         temperature=temperature,
         negatives=negatives,
         joint=joint,
+        weights=weights_of_terms(weights, encoders),
         target=target,
     )
 
@@ -101,6 +104,7 @@ class Gmc(Method):
     temperature: float
     negatives: str
     joint: str
+    weights: Mapping[str, float]
     target: str
 
     @property
@@ -145,7 +149,7 @@ class Gmc(Method):
                 present = batch["joint"].is_present() & batch[name].is_present()
                 metrics[name] = term(z["joint"], z[name], present, scale=1 / self.temperature)
                 metrics[f"{name}_acc"] = ctx.over_batch(in_batch_accuracy)(z["joint"], z[name], present)
-                loss += metrics[name]
+                loss += self.weights.get(name, 1.0) * metrics[name]
         if self.target and "joint" in batch and self.target in batch:
             wanted = batch[self.target]
             said = self.predict(params, z["joint"])

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from mmcl_jax.encoders.readouts import make_readout
 from mmcl_jax.losses import in_batch_accuracy, info_nce
-from mmcl_jax.method import Method
+from mmcl_jax.method import Method, weights_of_terms
 from mmcl_jax.named import did_you_mean
 
 SCALES = {"audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
@@ -47,25 +47,25 @@ def make(
         hub: the modality to which the others are bound.
         scales: 1 / tau of each modality that is bound; those of `encoders` that are not among them are frozen and take
             no part in the loss.
-        weights: of a modality's term, where it is not 1: gradient blending's, say.
+        weights: of modalities' terms, where they are not 1; see `weights_of_terms`.
         readout: as for CLIP.
 
     Raises:
-        ValueError: if the hub has no encoder, or a scale or weight is of none that is bound, or not positive.
+        ValueError: if the hub has no encoder; if a scale or weight is of none that is bound, a scale is not positive,
+            or a weight negative.
     """
     if hub not in encoders:
         raise ValueError(f"method.hub={hub!r} has no encoder{did_you_mean(hub, encoders)}")
-    weights = dict(weights or {})
-    for key, given, possible in (("scales", scales, set(encoders) - {hub}), ("weights", weights, set(scales))):
-        for name, value in given.items():
-            if name not in possible:
-                raise ValueError(f"method.{key} has {name!r}{did_you_mean(name, sorted(possible))}")
-            if value < 0 or key == "scales" and value == 0:
-                raise ValueError(f"method.{key}.{name}={value} must be positive.")
+    for name, value in scales.items():
+        if name not in set(encoders) - {hub}:
+            raise ValueError(f"method.scales has {name!r}{did_you_mean(name, sorted(set(encoders) - {hub}))}")
+        if value <= 0:
+            raise ValueError(f"method.scales.{name}={value} must be positive.")
     if not scales:
         raise ValueError(f"method.scales is empty: nothing is bound to {hub!r}. Name modalities and their 1 / tau.")
     readouts = {name: make_readout(readout, embed_dim) for name in encoders}
-    return ImageBind(encoders=encoders, readouts=readouts, hub=hub, scales=dict(scales), weights=weights)
+    return ImageBind(encoders=encoders, readouts=readouts, hub=hub, scales=dict(scales),
+                     weights=weights_of_terms(weights, scales))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

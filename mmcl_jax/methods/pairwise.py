@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from mmcl_jax.encoders.readouts import make_readout
 from mmcl_jax.losses import in_batch_accuracy, info_nce
-from mmcl_jax.method import Method
+from mmcl_jax.method import Method, weights_of_terms
 
 
 def make(
@@ -31,6 +31,7 @@ def make(
     readout: str | Mapping[str, Any] = "linear",
     scale_init: float = 1 / 0.07,
     scale_max: float = 100.0,
+    weights: Mapping[str, float] | None = None,
 ) -> Pairwise:
     """Builds it; the keyword arguments are `config.method`.
 
@@ -40,6 +41,8 @@ def make(
         readout: as for CLIP.
         scale_init: exp(s) at the start, 1 / temperature.
         scale_max: upper bound of exp(s) after each update; the lower one is 1.
+        weights: of pairs, "image_text" say (the names in alphabetical order), where they are not 1; see
+            `weights_of_terms`.
 
     Raises:
         ValueError: for a single modality, or a scale that is out of order.
@@ -49,7 +52,9 @@ def make(
     if not 1 <= scale_init <= scale_max:
         raise ValueError(f"method.scale_init={scale_init} must lie between 1 and scale_max={scale_max}.")
     readouts = {name: make_readout(readout, embed_dim) for name in encoders}
-    return Pairwise(encoders=encoders, readouts=readouts, scale_init=scale_init, scale_max=scale_max)
+    pairs = ["_".join(pair) for pair in itertools.combinations(sorted(encoders), 2)]
+    return Pairwise(encoders=encoders, readouts=readouts, scale_init=scale_init, scale_max=scale_max,
+                    weights=weights_of_terms(weights, pairs))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,7 @@ class Pairwise(Method):
 
     scale_init: float
     scale_max: float
+    weights: Mapping[str, float]
 
     @property
     def streams(self):
@@ -83,7 +89,7 @@ class Pairwise(Method):
             pair = z[a], z[b], batch[a].is_present() & batch[b].is_present()
             metrics[f"{a}_{b}"] = ctx.over_batch(info_nce)(*pair, scale=scale)
             metrics[f"{a}_{b}_acc"] = ctx.over_batch(in_batch_accuracy)(*pair)
-            loss += metrics[f"{a}_{b}"]
+            loss += self.weights.get(f"{a}_{b}", 1.0) * metrics[f"{a}_{b}"]
         return loss, (extra, metrics)
 
     def after_update(self, params, extra, ctx):

@@ -173,6 +173,24 @@ def test_losses_need_their_streams_and_a_whole_batch(predictor):
         evals.check(predictor, {"held": dict(name="losses", data=TEST, limit=9)})
 
 
+def test_examples_are_represented_by_what_they_have(predictor):
+    source = sources.make(TEST)
+    records = [source[i] for i in range(130)]  # more than a batch
+    values = {m: [r.get(m) for r in records] for m in MODALITIES}
+    found = predictor.fuse(**values)
+    together, _ = predictor.together(source, MODALITIES, missing._fused(MODALITIES), limit=130)
+    np.testing.assert_allclose(found, together["vectors"]["image+audio+tags"], atol=1e-6)
+    alone = predictor.fuse(audio=values["audio"])
+    there = [v is not None for v in values["audio"]]
+    z = predictor.embed(audio=[v for v in values["audio"] if v is not None])["audio"]
+    np.testing.assert_allclose(alone[there], z, atol=1e-6)
+    assert not alone[~np.array(there)].any() and not all(there)
+    with pytest.raises(ValueError, match="as many values of each stream"):
+        predictor.fuse(image=values["image"], audio=values["audio"][:3])
+    with pytest.raises(ValueError, match="no stream 'sound'"):
+        predictor.fuse(sound=values["audio"])
+
+
 def test_subsets_are_of_encoders(predictor):
     predictor.streams.chains["audio/v1"] = predictor.streams.chains["audio"]
     try:

@@ -134,6 +134,20 @@ def test_gmc_predicts_numbers_from_the_joint_vector():
         method.loss(params, extra, given | {"mood": Stream(wanted.data[:, 0])}, Ctx(train=True))
 
 
+@pytest.mark.parametrize("make", [lambda **more: make_gmc(**more), lambda **more: pairwise.make(encoders(), **more)])
+def test_terms_have_weights(make):
+    names = ["a", "b", "c"] if "negatives" in vars(make()) else ["a_b", "a_c", "b_c"]
+    ctx = Ctx(train=True, step=0)
+    method = make(weights={names[0]: 0.0, names[1]: 0.25})
+    params, extra = method.init(jax.random.key(0), BATCH)
+    loss, (_, metrics) = method.loss(params, extra, BATCH, ctx)
+    np.testing.assert_allclose(loss, 0.25 * metrics[names[1]] + metrics[names[2]], rtol=1e-6)
+    with pytest.raises(ValueError, match="method.weights has 'd'"):
+        make(weights={"d": 1.0})
+    with pytest.raises(ValueError, match="must not be negative"):
+        make(weights={names[0]: -1.0})
+
+
 def test_joint_negatives_of_a_lone_example_are_nothing():
     x = jnp.eye(3)
     one = jnp.asarray([False, True, False])
