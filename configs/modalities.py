@@ -41,7 +41,7 @@ def _emoji(c: ConfigDict) -> None:
     parts = ("image", "line", "text", "speech")
     for label in ("group", "subgroup"):
         c.evals[f"missing_{label}"] = dict(
-            name="missing", data=held_out, fit=train, modalities=parts, label=label, cs=(0.001, 0.01, 0.1, 1.0)
+            name="missing", data=held_out, fit=train, modalities=parts, label=label, cs=(0.001, 0.01, 0.1, 1.0, 10.0)
         )
     for a, b in (("image", "text"), ("speech", "text"), ("line", "speech")):
         c.evals[f"{a}_{b}"] = dict(name="retrieval", data=held_out, a=a, b=b)

@@ -100,9 +100,9 @@ def run(
 
     Returns:
         For each subset, "image+sound" say: ".../top1", and ".../drop", how much better the whole is; for all but the
-        whole, ".../R@1" and ".../R@5" of finding the example's other modalities, represented together, by cosine. "n"
-        and "n_fit", the complete examples, "classes", and "majority", the accuracy of always naming the class that is
-        the most frequent among those fitted on.
+        whole, ".../R@1" and ".../R@5" of finding the example's other modalities, represented together, by cosine.
+        "1_left/..." and so on are means over the subsets of so many. "n" and "n_fit", the complete examples, "classes",
+        and "majority", the accuracy of always naming the class that is the most frequent among those fitted on.
 
     Raises:
         ValueError: if no example is complete.
@@ -128,6 +128,10 @@ def run(
         if others:
             found = ranks(unit(vectors[name]), unit(vectors[others]), np.arange(n), np.arange(n))
             results |= {f"{name}/{k}": v for k, v in summary(found).items() if k in ("R@1", "R@5")}
+    for size in range(1, len(modalities)):
+        for metric in ("top1", "drop", "R@1", "R@5"):
+            values = [results[f"{'+'.join(s)}/{metric}"] for s in subsets(modalities) if len(s) == size]
+            results[f"{size}_left/{metric}"] = float(np.mean(values))
     majority = float((probe.labels[:n] == np.bincount(probe.fit_labels).argmax()).mean())
     return results | {"n": n, "n_fit": len(fit_labels), "classes": probe.classes, "majority": majority}
 

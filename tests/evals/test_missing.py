@@ -42,8 +42,11 @@ def test_each_subset_is_what_the_method_makes_of_it(predictor):
     (z, labels), (_, fit_labels) = vectors["data"], vectors["fit"]
     assert found["n"] == len(labels) < 600 and found["n_fit"] == len(fit_labels) < 700
     assert set(found) == {"n", "n_fit", "classes", "majority",
+                          *(f"{n}_left/{k}" for n in (1, 2) for k in ("top1", "drop", "R@1", "R@5")),
                           *(f"{'+'.join(s)}/{k}" for s in missing.subsets(MODALITIES)
                           for k in ("top1", "drop", "R@1", "R@5") if len(s) < 3 or k in ("top1", "drop"))}  # fmt: skip
+    singles = [found[f"{m}/R@5"] for m in MODALITIES]
+    np.testing.assert_allclose(found["1_left/R@5"], np.mean(singles), atol=1e-9)
     counts = np.bincount(fit_labels)
     shares = [(labels == c).mean() for c in np.flatnonzero(counts == counts.max())]  # any of the most frequent will do
     assert any(abs(found["majority"] - share) < 1e-9 for share in shares)
