@@ -36,7 +36,7 @@ def finish(c: ConfigDict, arg: str, statistics: str, sot: bool = True) -> Config
         return common.tiny(c)
     label, tags = ("labels/en", "tags/en") if arg else ("label", "tags")
     # For zero-shot classification, the names of groups stand among the captions, as those of classes do in the web's.
-    more = ", 'subgroup', 'group'" if arg == "compare" else ""
+    more = ", 'subgroup_words', 'group_words'" if arg == "compare" else ""
     c.data.record = f"collect('captions', '{label}', '{tags}'{more})"
     tokenize = f"tokenize(10, sot={sot})"
     # On grey, a background is close to 0 once normalised, and neither black lines nor white shapes get lost in it.

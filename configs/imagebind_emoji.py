@@ -52,6 +52,7 @@ def get_config(arg: str = ""):
 def _languages(c) -> None:
     """Names are spoken in one of four languages; of the languages, each is evaluated."""
     fields = ", ".join(f"'speech/{language}'" for language in LANGUAGES)
+    c.data.record = modalities.drawings("labels/en", "tags/en", "group_words")  # words that zero-shot classes ask for
     c.data.record += f"|one_of('said', {fields})"
     c.data.streams.speech = modalities.spoken("said", "excerpt")
     for language in LANGUAGES[1:]:

@@ -21,7 +21,9 @@ from mmcl_jax.named import ConfigError, did_you_mean
 
 FILES = ("config.json", "summary.json")
 SHOWN = ("*/R@1", "*/top1", "loss")  # of the many metrics, unless others are asked for
-LOWER = re.compile(r"(^|[/_])(loss|drop|MedR|MeanR|gap|seconds|bad_steps|unreadable)$")  # metrics of which less is better
+LOWER = re.compile(
+    r"(^|[/_])(loss|drop|MedR|MeanR|gap|seconds|bad_steps|unreadable)$"
+)  # metrics of which less is better
 WAYS = ("mesh", "loss", "chunks")  # of computing the same
 LEVEL = 0.05  # of the test, over all comparisons with the best of a column
 LIKE, UNKNOWN = "≈", "?"

@@ -152,6 +152,7 @@ def test_tfds_without_tensorflow(tmp_path):
     assert source[0]["labels"]["en"].startswith("é ") and source[0]["tags"] == ["a", "b"]
     assert source[0] is source[0], "kept in memory"
     assert source.class_names("label") == ["x", "y"] and source.class_names("image") is None
+    assert all(source[i]["label_words"] == "xy"[source[i]["label"]] for i in range(len(source)))
     with pytest.raises(ConfigError, match="no split 'dev'; it has train"):
         sources.make(config | {"split": "dev"})
     with pytest.raises(FileNotFoundError, match="mmcl data build nothing"):

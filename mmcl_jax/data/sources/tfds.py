@@ -27,7 +27,10 @@ def make(name: str, split: str = "train", data_dir: str = "", in_memory: bool = 
 
 
 class Tfds:
-    """See `make`. Images stay encoded, texts are str, nested features are dicts."""
+    """See `make`. Images stay encoded, texts are str, nested features are dicts.
+
+    Beside a ClassLabel, a number, stands what it says, "<field>_words": "food drink" for the class "food-drink".
+    """
 
     def __init__(self, name: str, split: str, data_dir: str, in_memory: bool):
         import tensorflow_datasets as tfds  # slow to import
@@ -56,6 +59,11 @@ class Tfds:
         if not len(self.records):
             raise ValueError(f"Split {split!r} of {name} is empty; it has {dict(_sizes(self.info))}.")
 
+        self.words = {
+            f"{k}_words": (k, [name.replace("-", " ").replace("_", " ") for name in f.names])
+            for k, f in self.info.features.items()
+            if isinstance(f, tfds.features.ClassLabel)
+        }
         self.kept: dict[int, dict[str, Any]] | None = {} if in_memory else None
 
     @property
@@ -75,6 +83,7 @@ class Tfds:
 
     def _read(self, i: int) -> dict[str, Any]:
         record = {k: _plain(v) for k, v in self.records[i].items()}
+        record |= {words: said[record[k]] for words, (k, said) in self.words.items() if record[k] >= 0}
         return {"id": record.get("concept_id", str(i))} | record
 
     def class_names(self, field: str) -> list[str] | None:
