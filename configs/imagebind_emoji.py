@@ -66,7 +66,7 @@ def _evaluate(c, bound) -> None:
     letters = dict(without=("is_letter",)) if tux else {}  # fourteen of them share four sounds
     streams = [name for name in c.data.eval_streams if name.split("/")[0] in bound]
     c.evals = {}
-    for known, data in (("", held_out), ("known_", dict(part="train") if tux else dict(split="train"))):
+    for known, data in (("", held_out), ("known_", dict(part="train", complete=True) if tux else dict(split="train"))):
         for name in ("image", *streams):
             c.evals[f"{known}{name.replace('/', '_')}_text"] = dict(
                 name="retrieval", data=data, a=name, b="text", **letters

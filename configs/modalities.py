@@ -4,7 +4,6 @@ from ml_collections import ConfigDict
 
 from . import emoji
 
-BEDS = ("", "tux")  # emoji, stamps
 SOUND = "log_mel(16000, mels=64, frames={frames})|standardize(-6, 4)"
 STYLES = ("image", "images/noto", "images/twemoji", "images/fluent_flat")
 LIGHT = emoji.LIGHT_VIEW.format(statistics="clip")
@@ -12,7 +11,7 @@ WHOLE = "decode(128)|resize(32) || normalize('clip')"
 
 
 def set_up(c: ConfigDict, bed: str) -> None:
-    """Encoders, data, streams, optimizer and evaluations of a test bed, one of `BEDS`."""
+    """Encoders, data, streams, optimizer and evaluations of a test bed: "" (emoji) or "tux" (stamps)."""
     {"": _emoji, "tux": _tux}[bed](c)
     c.data.update(threads=1, cache_mib=256)
     c.optim.update(lr=1.2e-3, warmup=50, decay=0.1)
@@ -88,10 +87,10 @@ def _tux(c: ConfigDict) -> None:
     )
     c.data.tokenizer.update(fields=("caption",), vocab=2048)
     c.encoders.text.vocab = 2048
-    # Fourteen letters share four sounds: with and without them.
     held_out, known = dict(part="test"), dict(part="train")
     c.evals.missing = dict(
         name="missing", data=held_out, fit=known, modalities=("image", "text", "sound"), label="category"
     )
+    # Fourteen letters share four sounds: with and without them.
     for a, b in (("image", "text"), ("sound", "text"), ("image", "sound")):
         c.evals[f"{a}_{b}"] = dict(name="retrieval", data=held_out, a=a, b=b, without=("is_letter",))

@@ -20,20 +20,26 @@ from mmcl_jax.types import PyTree, TrainState
 
 
 def check_fold(config: ConfigDict) -> None:
-    """Refuses weights of a run that was trained on what is tested here: one of another fold (source `folds`).
+    """Refuses weights of a run that was trained on what is tested here: one of other folds (source `folds`).
 
     Raises:
-        ConfigError: with both folds.
+        ConfigError: with what differs.
     """
-    ours = config.data.train.get("fold") if config.init_from.run else None
-    if ours is None:
+    ours = config.data.train.to_dict()
+    if not config.init_from.run or ours.get("source") != "folds":
         return
     saved = holds_run(files.path(config.init_from.run)) / "config.json"
-    theirs = json.loads(saved.read_text())["data"]["train"].get("fold", ours)
-    if theirs != ours:
+    theirs = json.loads(saved.read_text())["data"]["train"]
+    if theirs.get("source") != "folds":
+        log.warn(f"{config.init_from.run} (init_from.run) was not trained in folds: it may know what is tested here.")
+        return
+    keys = ("of", "fold", "k", "by", "needs", "part")
+    ours, theirs = ({k: json.dumps(train.get(k)) for k in keys} for train in (ours, theirs))
+    other = [f"{k}={theirs[k]} instead of {ours[k]}" for k in keys if theirs[k] != ours[k]]
+    if other:
         raise ConfigError(
-            f"data.train.fold={ours}, but {config.init_from.run} (init_from.run) was trained with fold {theirs}: it "
-            "has seen what is tested here. Start from a run of the same fold."
+            f"{config.init_from.run} (init_from.run) was trained in other folds, {', '.join(other)}: it has seen "
+            "what is tested here. Start from a run of the same fold."
         )
 
 

@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,26 +150,24 @@ class Predictor:
         Raises:
             ValueError: as `embed`; or if there are more of one stream than of another.
         """
-        self._check_streams(values)
+        self._check_streams(values, set(self.streams.chains) & set(self.method.encoders))
         lengths = {name: len(given) for name, given in values.items()}
         if len(set(lengths.values())) != 1 or not max(lengths.values()):
             raise ValueError(f"fuse needs as many values of each stream, one at least; there are {lengths}.")
-        examples = [
-            {name: self.streams.one_or_none(name, value) for name, value in zip(values, row, strict=True)}
-            for row in zip(*values.values(), strict=True)
-        ]
-        blocks = (examples[i : i + self.batch] for i in range(0, len(examples), self.batch))
-        return items.concatenate([self._run(pipeline.stack(b), len(b), fused(tuple(values))) for b in blocks])
+        names, examples, rows = tuple(values), [*zip(*values.values(), strict=True)], []
+        for start in range(0, len(examples), self.batch):
+            block = [dict(zip(names, example, strict=True)) for example in examples[start : start + self.batch]]
+            block = [{name: self.streams.one_or_none(name, v) for name, v in example.items()} for example in block]
+            rows.append(self._run(pipeline.stack(block), len(block), fused(names)))
+        return items.concatenate(rows)
 
-    def _check_streams(self, values: Mapping[str, Any]) -> None:
-        unknown = set(values) - set(self.streams.chains)
+    def _check_streams(self, values: Mapping[str, Any], possible: Iterable[str]) -> None:
+        unknown = sorted(set(values) - set(possible))
         if unknown:
-            raise ValueError(
-                f"There is no stream {sorted(unknown)[0]!r}; this model has {sorted(self.streams.chains)}."
-            )
+            raise ValueError(f"There is no stream {unknown[0]!r}; possible here: {sorted(possible)}.")
 
     def _of_values(self, values: Mapping[str, Sequence[Any]], of: str | Callable) -> dict[str, Items]:
-        self._check_streams(values)
+        self._check_streams(values, self.streams.chains)
         found = {}
         for name, given in values.items():
             rows = []

@@ -170,18 +170,28 @@ def test_wrong_input_is_refused_before_compiling(tmp_path, capsys, monkeypatch, 
         assert "Traceback" not in error
 
 
-def test_weights_of_another_fold_are_refused(tmp_path, repository, monkeypatch):
+def test_weights_of_another_fold_are_refused(tmp_path, capsys, repository, monkeypatch):
+    from mmcl_jax.cli import main
+
     monkeypatch.chdir(repository)
     of = dict(source="folds", of=dict(source="synthetic"), by="label")
     config = configs.load("configs/clip_emoji.py:tiny", ())
     config.data.train = of | dict(fold=1)
     (tmp_path / "checkpoints").mkdir()
+    start = ["train", "--config", "configs/clip_emoji.py:tiny", "--workdir", str(tmp_path / "run")]
+    start += [f"--config.init_from.run={tmp_path}", "--config.data.train.source=folds", "--config.data.train.by=label"]
+    start += ["--config.data.train.of={'source': 'synthetic'}", "--config.data.train.fold=2"]
     (tmp_path / "config.json").write_text(configs.to_json(config))
+    assert main(start) == 2
+    assert "was trained in other folds, fold=1 instead of 2: it has seen" in capsys.readouterr().err
     with config.unlocked():
+        config.data.train.fold = 2
+        config.data.train.k = 3
         config.init_from.run = str(tmp_path)
+    (tmp_path / "config.json").write_text(configs.to_json(config))
     inherit.check_fold(config)
-    config.data.train.fold = 2
-    with pytest.raises(ConfigError, match="fold=2, but .* was trained with fold 1"):
+    config.data.train.k = 4
+    with pytest.raises(ConfigError, match="k=3 instead of 4"):
         inherit.check_fold(config)
 
 

@@ -70,6 +70,14 @@ def test_folds_become_mean_and_deviation(write):
             for name, values, lr in (("c", ours, 0.1), ("d", theirs, 0.2)) for k, v in enumerate(values)]  # fmt: skip
     assert marks(more) == ["best", ""], "it is better in each fold, though folds differ by more than that"
     assert stats.ttest_ind(ours, theirs, equal_var=False).pvalue > 0.5
+    unfinished = [
+        write(f"e{k}", recall(v), *how, f"data.train.fold={k}", "optim.lr=0.3") for k, v in enumerate((0.9, 0.9))
+    ]
+    assert marks(more + unfinished) == ["best", "", table.UNKNOWN], "two easy folds are not five"
+    scratch = [
+        write(f"f{k}", recall(v), *how, f"data.train.fold={k}", "optim.lr=0.01") for k, v in enumerate((0.1, 0.2))
+    ]
+    assert len(table.group(table.read(paired + scratch))) == 2, "a start from other weights is another experiment"
     assert "0.600 ± 0.141" in text and "| folds |" in text and "deviation over folds" in text
 
 

@@ -10,7 +10,7 @@ A run gets the losses by the evaluator `losses`, with `eval_every` for two point
     --config.evals.held="{'name': 'losses', 'data': {'split': 'validation'}}"
     --config.evals.seen="{'name': 'losses', 'data': {'split': 'train'}}"
 
-`weights_of_run` reads them; `config.method.weights` of ImageBind takes them.
+`weights_of_run` reads them; `config.method.weights` of GMC, ImageBind and the pairwise losses takes them.
 """
 
 from __future__ import annotations

@@ -207,14 +207,18 @@ def _stretch(samples: np.ndarray, length: int, where: float) -> np.ndarray:
 
 def pick(values: str | Sequence[str], main: float = 0.0, *, rng: np.random.Generator) -> str:
     """One of several captions, at random; with probability `main` the first, whatever the others are."""
-    if isinstance(values, str | bytes) or rng.random() < main:
+    if not _several(values) or rng.random() < main:
         return first(values)
     return values[rng.integers(len(values))]
 
 
 def first(values: str | Sequence[str]) -> str:
     """The first of several captions."""
-    return values if isinstance(values, str | bytes) else values[0]
+    return values[0] if _several(values) else values
+
+
+def _several(values: object) -> bool:
+    return isinstance(values, list | tuple) or isinstance(values, np.ndarray) and values.dtype.kind in "OSU"
 
 
 def tokenize(text: str | bytes, length: int, sot: bool = True, *, tokenizer) -> dict[str, np.ndarray]:

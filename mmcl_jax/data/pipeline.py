@@ -73,13 +73,14 @@ class Streams:
             ConfigError: if a stream fails on all of them: a fault of the config rather than of the data.
         """
         problems: dict[str, str] = {}
+        unreadable = ""
         wanted = set(self.source_of.values())
         fields: set[str] = set()
         places = [np.unique(np.linspace(0, len(s) - 1, tries).astype(int)) for s in sources]
         for source, i in ((s, int(i)) for s, at in zip(sources, places, strict=True) for i in at):
             record = read(source, i)
             if isinstance(record, Exception):
-                problems |= dict.fromkeys(wanted - set(self.spec), f"{type(record).__name__}: {record}")
+                unreadable = f"{type(record).__name__}: {record}"
                 continue
             record = self.record(record, 0)
             fields |= set(record)
@@ -91,10 +92,12 @@ class Streams:
                     problems[name] = problem
             if wanted == set(self.spec):
                 return
-        if not problems and tries < RARE:  # nothing but missing: it may be rare
+        absent = sorted(wanted - set(self.spec))
+        if fields and not any(name in problems for name in absent) and tries < RARE:  # not faulty: it may be rare
             return self.find_spec(*sources, tries=RARE)
-        name = sorted(wanted - set(self.spec))[0]
-        what = problems.get(name, f"field {self.chains[name].field!r} is missing or empty")
+        name = next((name for name in absent if name in problems), absent[0])
+        missing = f"field {self.chains[name].field!r} is missing or empty"
+        what = problems.get(name, missing if fields else unreadable)
         raise ConfigError(
             f"Stream {name!r} could not be made from any of {sum(map(len, places))} records: "
             f"{what}. Its field is {self.chains[name].field!r}; records have {sorted(fields)}."
@@ -370,6 +373,8 @@ def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterato
 def _narrow(value: Any) -> np.ndarray:
     """An array of at most 32 bits a number, as devices have them: Python's numbers are of 64."""
     array = np.asarray(value)
+    if array.dtype.kind == "i" and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise ValueError(f"{array.max()} is a whole number of more than 32 bits")
     return array.astype({"i": np.int32, "f": np.float32}[array.dtype.kind]) if array.dtype.str[1:] in WIDE else array
 
 

@@ -93,8 +93,9 @@ def run(
     modalities, source = tuple(modalities), sources.make(data, "evals data")
     found, kept = predictor.together(source, modalities, _said(modalities), (target,), limit)
     values = [np.full(1, np.nan) if v is None else np.asarray(v, float).reshape(-1) for v in kept[target]]
-    if any(len(v) != 1 for v in values):
-        raise ValueError(f"Field {target!r} has {len(values[0])} numbers a record; affect measures one.")
+    several = next((v for v in values if len(v) != 1), None)
+    if several is not None:
+        raise ValueError(f"Field {target!r} has {len(several)} numbers in a record; affect measures one.")
     truth = np.concatenate(values)
     there = np.all([*found["present"].values(), np.isfinite(truth)], 0)
     if not there.any():

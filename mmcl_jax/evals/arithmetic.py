@@ -57,7 +57,7 @@ def run(
         data: a source, as in `data.train`; its records that have both.
         added: stream of what is added to an image.
         to: stream of the images.
-        label: field of the class.
+        label: field of the class; images without one are of no class.
         title: field that tells in the picture, `arithmetic.png`, what is added.
         limit: only so many records; 0 = all.
 
@@ -68,20 +68,24 @@ def run(
         the share of images of the first one's class among all.
 
     Raises:
-        ValueError: if fewer than seven records have both.
+        ValueError: if fewer than seven records have both, or none of them has a label.
     """
     z, owners, kept = vectors(predictor, data, added, to, (label,), limit)
     names = sources.class_names(sources.make(data, "evals data"), label)
-    classes = np.array([str(labelled.class_of(kept[label][i], names, label)) for i in owners])
+    found = [labelled.class_of(kept[label][i], names, label) for i in owners]
+    known = np.array([c is not None for c in found])
+    if not known.any():
+        raise ValueError(f"No record has a label: the field {label!r} is missing from all of them.")
+    classes = np.array([str(c) for c in found])
     n, other = len(owners), partners(len(owners))
-    same = classes[:, None] == classes
+    same = (classes[:, None] == classes) & known
     np.fill_diagonal(same, False)
-    results: dict[str, float] = {"n": n, "class_chance": float(same.sum(1).mean() / (n - 1))}
+    results: dict[str, float] = {"n": n, "class_chance": float(same[known].mean() * n / (n - 1))}
     for prefix, query in (("", z[to] + z[added][other]), (f"{to}/", z[to]), (f"{added}/", z[added][other])):
         nearest = near(query, z[to], 5)
         hit = nearest == other[:, None]
         results |= {f"{prefix}R@1": float(hit[:, 0].mean()), f"{prefix}R@5": float(hit.any(1).mean())}
-        results[f"{prefix}class@5"] = float(np.take_along_axis(same, nearest, 1).mean())
+        results[f"{prefix}class@5"] = float(np.take_along_axis(same, nearest, 1)[known].mean())
     return results
 
 
@@ -99,7 +103,7 @@ def vectors(
 
 
 def partners(n: int) -> np.ndarray:
-    """Which of n records is added to each: half of all records further on, where no near-twin stands."""
+    """Which of n records is added to each: the one that stands half of all records further on."""
     return (np.arange(n) + n // 2) % n
 
 

@@ -30,7 +30,7 @@ def make(encoders: Mapping[str, nn.Module], *, classes: int, embed_dim: int = 12
 
     Args:
         encoders: two or more, of any names.
-        classes: how many there are.
+        classes: how many there are; the log's `beyond_classes` is the share of numbers that are too large for it.
         embed_dim: size of r.
         target: stream of the class's number, [B] int; a negative one means that it isn't known.
 
@@ -83,11 +83,12 @@ class LateFusion(Method):
             )
         complete = jnp.stack([batch[name].is_present() for name in self.streams]).all(0)
         # What doesn't count must not get into batch statistics, either.
-        parts = {name: batch[name].replace(present=complete) for name in self.encoders}
+        counts = complete & (label >= 0) & (label < self.classes)
+        parts = {name: batch[name].replace(present=counts) for name in self.encoders}
         r, extra = self._mean(params, extra, parts, ctx)
         logits = nn.Dense(self.classes).apply({"params": params["classifier"]}, r)
         found = ctx.over_batch(cross_entropy)(logits, label, complete)
-        return found["loss"], (extra, {"acc": found["acc"]})
+        return found["loss"], (extra, {k: v for k, v in found.items() if k != "loss"})
 
     def fuse(self, params, extra, batch, ctx):
         """The mean of the h_m that an example has."""
@@ -106,7 +107,7 @@ class LateFusion(Method):
 def cross_entropy(
     logits: Array, labels: Array, present: Array | None = None, *, axis: parallel.Axis = None
 ) -> dict[str, Array]:
-    """Mean cross entropy and accuracy over the present rows of the global batch.
+    """Mean cross entropy and accuracy over the present rows of the global batch whose class is known.
 
     Args:
         logits: [b, C].
@@ -115,11 +116,14 @@ def cross_entropy(
         axis: mesh axes of the rows, as `Ctx.over_batch` passes it; None on one device.
 
     Returns:
-        "loss" and "acc", [] float32 each, the same on all devices; 0 if nothing is present.
+        "loss" and "acc", and "beyond_classes", the share of present rows whose label is C or more; [] float32 each,
+        the same on all devices; 0 if nothing is present.
     """
+    beyond = parallel.mean((labels >= logits.shape[-1]).astype(jnp.float32), present, axis)
     known = (labels >= 0) & (labels < logits.shape[-1])
     present = known if present is None else known & present
     logits = jnp.where(present[:, None], logits.astype(jnp.float32), 0)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(present, labels, 0))
     right = (logits.argmax(-1) == labels).astype(jnp.float32)
-    return {"loss": parallel.mean(loss, present, axis), "acc": parallel.mean(right, present, axis)}
+    means = {"loss": parallel.mean(loss, present, axis), "acc": parallel.mean(right, present, axis)}
+    return means | {"beyond_classes": beyond}

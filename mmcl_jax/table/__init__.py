@@ -91,7 +91,7 @@ def read(paths: Sequence[str]) -> list[Run]:
             content = configs.content(config, [k for k, _ in configs.flat(config) if k.startswith("evals.")])
             seed = content.pop("seed"), content.pop("data.train.fold", None)
             if seed[1] is not None:
-                content.pop("init_from.run", None)  # each fold starts from a run of its own
+                content["init_from.run"] = bool(content.get("init_from.run"))  # each fold starts from one of its own
             runs.append(Run(folder, content, seed, numbers, dict(configs.flat(config))))
     if unfinished:
         log.warn(f"not finished, and left out: {', '.join(unfinished)}")
@@ -182,6 +182,8 @@ def spread(values: Sequence[float]) -> float:
 def best(groups: Sequence[Group], metric: str) -> Group | None:
     """The line with the best mean; None if fewer than two have the metric, or it means another thing in each."""
     having = [g for g in groups if g.values(metric)]
+    if any(r.seed[1] is not None for g in having for r in g.runs):  # some folds are easy: none that lacks any is best
+        having = [g for g in having if len(g.values(metric)) == max(len(h.values(metric)) for h in having)]
     if metric == "loss" and len({(g.runs[0].content.get("method.name"), g.runs[0].content.get("batch"))
                                  for g in having}) > 1:  # fmt: skip
         return None
@@ -206,6 +208,8 @@ def mark(groups: Sequence[Group], metric: str, line: Group) -> str:
     comparisons = sum(bool(g.values(metric)) for g in groups) - 1  # Bonferroni: the more of them, the stricter each
     known = {r.seed: r.metrics[metric] for r in winner.runs if metric in r.metrics and r.seed[1] is not None}
     pairs = [(r.metrics[metric], known[r.seed]) for r in line.runs if metric in r.metrics and r.seed in known]
+    if known and len(pairs) < len(known):
+        return UNKNOWN
     if len(pairs) > 1 and len({a - b for a, b in pairs}) > 1:  # some folds are harder than others, for both
         test = stats.ttest_rel(*zip(*pairs, strict=True))
     else:
@@ -231,7 +235,7 @@ def markdown(groups: Sequence[Group], metrics: Sequence[str], wide: int = 8) -> 
     if LIKE in marks:
         test = "paired t-test" if over == "folds" else "Welch's t-test"
         legend.append(f"{LIKE}: these {over} don't tell it from the best ({test}, p ≥ {LEVEL}, Bonferroni).")
-    legend += [f"{UNKNOWN}: a single run; how far from the best by chance is unknown."] if UNKNOWN in marks else []
+    legend += [f"{UNKNOWN}: too few runs; how far from the best by chance is unknown."] if UNKNOWN in marks else []
     return "\n\n".join(filter(None, [*tables, " ".join(legend), _differences(groups)])) + "\n"
 
 

@@ -225,6 +225,13 @@ def test_a_stream_that_few_records_have_is_found():
     streams = pipeline.Streams({"rare": ""}, seed=0)
     streams.find_spec(records)
     assert streams.spec["rare"]["data"].shape == (2,)
+    records[0]["image"] = b"broken"
+    both = pipeline.Streams({"rare": "", "image": "decode"}, seed=0)
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    records[-1]["image"] = buffer.getvalue()
+    both.find_spec(records)
+    assert set(both.spec) == {"rare", "image"}, "what another stream can't read does not end the search"
     with pytest.raises(ConfigError, match="from any of 3000 records: field 'never' is missing"):
         pipeline.Streams({"never": ""}, seed=0).find_spec(records)
 
@@ -236,6 +243,10 @@ def test_what_of_a_list_is_evaluated_one_by_one():
     assert {k: streams.values(k, record) for k in chains} == {
         "tags": [["a", "b"]], "image": [b"1", b"2"], "text": ["x", "y"],
     }  # fmt: skip
+    array = np.zeros((4, 4, 3), np.uint8)
+    assert ops.first(array) is array and ops.pick(np.array(["x"]), rng=np.random.default_rng(0)) == "x"
+    with pytest.raises(ValueError, match="more than 32 bits"):
+        pipeline.Streams({"id": ""}, seed=0).one("id", 2**40)
     assert ops.first(b"png") == b"png" and ops.pick(b"png", rng=np.random.default_rng(0)) == b"png"
 
 

@@ -256,8 +256,9 @@ def test_folds_test_each_record_once_and_share_nothing_with_what_is_trained_on()
     [
         ({"fold": 5}, "not one of 0 .. 4"),
         ({"part": "tests"}, "did you mean 'test'"),
-        ({"by": "thing"}, "has no field 'thing'; it has"),
+        ({"by": "thing"}, "has no field 'thing' of a name or a number; it has"),
         ({"needs": ("audio",)}, "0 values of 'id' with audio can't make k=5 folds"),
+        ({"k": 1}, "of which there must be two"),
         ({"k": 50}, "40 values of 'id' can't make k=50 folds"),
     ],
 )

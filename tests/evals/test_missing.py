@@ -190,7 +190,7 @@ def test_examples_are_represented_by_what_they_have(predictor):
     assert not alone[~np.array(there)].any() and not all(there)
     with pytest.raises(ValueError, match="as many values of each stream"):
         predictor.fuse(image=values["image"], audio=values["audio"][:3])
-    with pytest.raises(ValueError, match="no stream 'sound'"):
+    with pytest.raises(ValueError, match="no stream 'sound'; possible here: \\['audio', 'image', 'tags'\\]"):
         predictor.fuse(sound=values["audio"])
 
 

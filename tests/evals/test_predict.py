@@ -54,7 +54,7 @@ def test_embed_score_and_zero_shot(run):
 
 def test_wrong_use_is_told(run, tmp_path):
     predictor = mmcl_jax.load(run, mesh=make_mesh("1"))
-    with pytest.raises(ValueError, match="no stream 'audio'; this model has"):
+    with pytest.raises(ValueError, match="no stream 'audio'; possible here"):
         predictor.embed(audio=[1])
     with pytest.raises(OSError):
         predictor.embed(image=[b"no image"])

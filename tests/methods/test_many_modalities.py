@@ -229,10 +229,17 @@ def test_late_fusion_learns_from_complete_examples_alone_and_averages_what_there
         have = [alone[m][i] for m in "abc" if THERE[m][i]]
         np.testing.assert_allclose(fused[i], np.mean(have or [np.zeros(6)], 0), atol=1e-6)
         assert bool(present[i]) == bool(have)
-    r = fused[counts] if not kept else method.fuse(params, extra, only, Ctx(train=True))[0][labels[complete] >= 0]
+    counted = {k: Stream(BATCH[k].data[counts]) for k in "abc"}
+    r = method.fuse(params, extra, counted, Ctx(train=True))[0]  # with the batch statistics of these rows alone
     logits = r @ params["classifier"]["kernel"] + params["classifier"]["bias"]
     wanted = -jax.nn.log_softmax(logits)[jnp.arange(counts.sum()), labels[counts]].mean()
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+
+    few = late_fusion.make(encoders("batch"), classes=2, embed_dim=6)
+    params, extra = few.init(jax.random.key(0), BATCH)
+    told = few.loss(params, extra, given, Ctx(train=True))[1][1]["beyond_classes"]
+    np.testing.assert_allclose(told, (np.asarray(labels)[complete] >= 2).mean(), rtol=1e-6)
+    params, extra = method.init(jax.random.key(0), BATCH)
 
     # nothing complete, or a modality absent altogether: nothing to learn, and no NaN
     nobody = given | {"c": BATCH["c"].replace(present=jnp.zeros(B, bool))}

@@ -36,15 +36,17 @@ def make(of: Mapping[str, Any], fold: int = 0, k: int = 5, part: str = "train", 
     """
     if part not in PARTS:
         raise ConfigError(f"folds: part={part!r}{did_you_mean(part, PARTS)}")
-    if not 0 <= fold < k:
-        raise ConfigError(f"folds: fold={fold} is not one of 0 .. {k - 1}, k={k} folds in all.")
+    if k < 2 or not 0 <= fold < k:
+        raise ConfigError(f"folds: fold={fold} is not one of 0 .. {k - 1}; k={k} folds, of which there must be two.")
     source = sources.make(of, "folds.of")
     values, testable = [], []
     for i in range(len(source)):
         record = source[i]
         values.append(look_up(record, by))
-        if values[-1] is None:
-            raise ValueError(f"folds: record {i} has no field {by!r}; it has {', '.join(sorted(record))}.")
+        if not isinstance(values[-1], str | int | np.integer):
+            raise ValueError(
+                f"folds: record {i} has no field {by!r} of a name or a number; it has {', '.join(sorted(record))}."
+            )
         testable.append(all(is_there(look_up(record, field)) for field in needs))
     groups = sorted({v for v, t in zip(values, testable, strict=True) if t}, key=str)
     if len(groups) < k:
@@ -56,7 +58,7 @@ def make(of: Mapping[str, Any], fold: int = 0, k: int = 5, part: str = "train", 
     if part == "test":
         return Folds(source, [i for i, (g, t) in enumerate(zip(there, testable, strict=True)) if g and t])
     keep = testable if complete else [True] * len(there)
-    return Folds(source, [i for i, (g, k) in enumerate(zip(there, keep, strict=True)) if k and not g])
+    return Folds(source, [i for i, (g, kept) in enumerate(zip(there, keep, strict=True)) if kept and not g])
 
 
 class Folds:
