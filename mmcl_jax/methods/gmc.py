@@ -104,7 +104,7 @@ class Gmc(Method):
     temperature: float
     negatives: str
     joint: str
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     target: str
 
     @property

@@ -63,7 +63,7 @@ class Pairwise(Method):
 
     scale_init: float
     scale_max: float
-    weights: Mapping[str, float]
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def streams(self):
