@@ -20,6 +20,8 @@ def get_config(arg: str = ""):
     if arg == "tiny":
         gmc.tiny_data(c)
         c.data.streams.label = ""
+        fit = c.data.train.to_dict()
+        c.evals.val = dict(name="knn", data=fit | dict(size=256, split="test"), fit=fit, label="label")
         c.method.update(embed_dim=32, classes=256)
         return c
     modalities.set_up(c, arg)
