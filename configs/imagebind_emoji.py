@@ -76,9 +76,9 @@ def _evaluate(c, bound) -> None:
     if bound and not tux:  # for gradient blending, see mmcl_jax/analysis/blend.py
         for name, split in (("held", "validation"), ("seen", "train")):
             c.evals[name] = dict(name="losses", data=dict(split=split), limit=128)
-    for added in bound[-1:]:
+    if bound:
         how = dict(label="category", title="caption") if tux else dict(label="group", title="labels/en")
-        c.evals.arithmetic = dict(name="arithmetic", data=held_out, added=added, **how)
+        c.evals.arithmetic = dict(name="arithmetic", data=held_out, added="sound" if tux else "speech", **how)
     for name in bound:
         c.evals[f"{name}_image"] = dict(name="retrieval", data=held_out, a=name, b="image", **letters)
         c.evals[f"{name}_zeroshot"] = dict(

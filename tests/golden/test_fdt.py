@@ -16,7 +16,8 @@ FEATURE = {"img": "patch", "txt": "word"}
 
 
 def close(actual, expected, atol):
-    np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-5, atol=atol)
+    # rtol: the last digits of float32, in which processors differ where gradients are as large as 15.
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-6, atol=atol)
 
 
 def head(g, modality):
