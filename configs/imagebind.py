@@ -12,8 +12,8 @@ Several modalities at once: give each its encoder, stream and scale, and name se
 
 Recipe, not verified: AdamW decay .2 (imu .5), learning rate 1.6e-3 for audio, 5e-4 for others, batch 2,048 for audio,
 512 for others; 64 epochs, of 2,000,000 pairs for audio; 8 for imu. Not as published: images are not erased or
-changed by RandAugment, frames of videos are single images, a sound is evaluated by its middle two seconds (theirs: the
-mean of three clips), and depth has 8 bits once it is decoded. The numbers of the paper were not reproduced here.
+changed by RandAugment, frames of videos are single images, the mean of a sound's three clips is brought to unit
+length, and depth has 8 bits once it is decoded. The numbers of the paper were not reproduced here.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +40,7 @@ VIEW = "decode|crop(224, scale=(.5, 1), @view)|flip(@side)"
 WHOLE = "decode|resize_short(224)|center_crop(224)"
 STREAMS = {  # in training, in evaluation
     "audio": (f"sound(16000)|excerpt(32000) || {SOUND}|spec_augment(12, 48)",
-              f"sound(16000)|center_excerpt(32000) || {SOUND}"),
+              f"sound(16000)|excerpts(32000, 3) || {SOUND}"),
     "depth": (f"{VIEW} || one_channel", f"{WHOLE} || one_channel"),
     "thermal": (f"{VIEW} || one_channel", f"{WHOLE} || one_channel"),
     "imu": ("array", "array"),

@@ -54,9 +54,9 @@ def _languages(c) -> None:
     fields = ", ".join(f"'speech/{language}'" for language in LANGUAGES)
     c.data.record = modalities.drawings("labels/en", "tags/en", "group_words")  # words that zero-shot classes ask for
     c.data.record += f"|one_of('said', {fields})"
-    c.data.streams.speech = modalities.spoken("said", "excerpt")
+    c.data.streams.speech = modalities.heard("said", "excerpt")
     for language in LANGUAGES[1:]:
-        c.data.eval_streams[f"speech/{language}"] = modalities.spoken(f"speech/{language}", "center_excerpt")
+        c.data.eval_streams[f"speech/{language}"] = modalities.heard(f"speech/{language}", "center_excerpt")
 
 
 def _evaluate(c, bound) -> None:

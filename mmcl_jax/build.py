@@ -88,6 +88,7 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
         log.warn(f"{', '.join(asleep)}: frozen by optim.rules, and untrained, for init_from.run names no run.")
     sample = named.checked("data.streams", predict.sample_batch, streams, device)
     methods.check_chunks(method, sample, config.chunks)
+    methods.check_single(method, sample, "training takes one")
 
     def init(key):
         return step.init_state(method, optimizer, sample, key)

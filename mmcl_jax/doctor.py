@@ -135,7 +135,7 @@ def _data(opened: list[Any]) -> Finding:
 def _shapes(config: ConfigDict, parts: Parts, rows: int, workdir: files.AnyPath, compiles: bool) -> Iterator[Finding]:
     """Parameters, what a device holds of the state, the form of the losses, the size of a checkpoint."""
     for name, spec in parts.streams.spec.items():
-        arrays = pipeline.flat(spec).items()
+        arrays = pipeline.flat({k: v for k, v in spec.items() if k != "present"}).items()
         kept = ", ".join(f"{k} {v.dtype}[{rows}, {', '.join(map(str, v.shape))}]" for k, v in arrays)
         yield Finding("ok", "stream", f"{name}: {kept} a device")
     params = parts.shapes.params
@@ -154,8 +154,7 @@ def _shapes(config: ConfigDict, parts: Parts, rows: int, workdir: files.AnyPath,
     def rows_like(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((config.batch, *shape), dtype)
 
-    host = {n: jax.tree.map(lambda v: rows_like(v.shape, v.dtype), s) | {"present": rows_like((), bool)}
-            for n, s in parts.streams.spec.items()}  # fmt: skip
+    host = {n: jax.tree.map(lambda v: rows_like(v.shape, v.dtype), s) for n, s in parts.streams.spec.items()}
     with plan.listen() as plans:
         traced = parts.train_step.trace(parts.shapes, {"streams": host, "position": rows_like((2,), np.uint32)})
     for each in plans:

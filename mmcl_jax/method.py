@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mmcl_jax import named, parallel
 from mmcl_jax.losses import unit
 from mmcl_jax.losses.softmax import product
-from mmcl_jax.types import Array, Batch, Ctx, Encoded, PyTree
+from mmcl_jax.types import Array, Batch, Ctx, Encoded, PyTree, Stream, fold_candidates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class Method:
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree]:
         """Initial (params, extra) for streams like those of `batch`; one row of each is enough."""
         params, stats = {}, {}
+        batch = first_clips(batch)
 
         def add(name, module, key, x):
             out, variables = module.init_with_output(key, x)
@@ -67,22 +68,33 @@ class Method:
         return params, {"batch_stats": stats} if stats else {}
 
     def encode(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Encoded], PyTree]:
-        """Encodes every stream of the batch that has an encoder; side data is left out. In chunks, if ctx says so."""
+        """Encodes every stream of the batch that has an encoder; side data is left out. In chunks, if ctx says so.
+
+        Of a stream of K candidates or clips per example, arrays are [B, K, ...].
+        """
         streams = {name: s for name, s in batch.items() if name.split("/")[0] in self.encoders}
-        return _in_chunks(self._encode, params, extra, streams, ctx)
+        streams, unfold = _fold(streams)
+        encoded, extra = _in_chunks(self._encode, params, extra, streams, ctx)
+        return unfold(encoded), extra
 
     def project(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[dict[str, Array], PyTree]:
-        """Unit vectors [B, D] of every stream of the batch that has an encoder and a readout; in chunks likewise."""
+        """Unit vectors [B, D] of every stream of the batch that has an encoder and a readout; in chunks likewise.
+
+        Of a stream of K candidates or clips per example they are [B, K, D].
+        """
 
         def project(params, extra, streams, ctx):
             encoded, extra = self._encode(params, extra, streams, ctx)
             return self._read(params, extra, encoded, streams, ctx)
 
         streams = {name: s for name, s in batch.items() if name.split("/")[0] in self.readouts}
+        streams, unfold = _fold(streams)
         if any(f"{name.split('/')[0]}_readout" in extra.get("batch_stats", {}) for name in streams):
             encoded, extra = self.encode(params, extra, streams, ctx)  # in chunks, but not what needs the whole batch
-            return self._read(params, extra, encoded, streams, ctx)
-        return _in_chunks(project, params, extra, streams, ctx)
+            z, extra = self._read(params, extra, encoded, streams, ctx)
+        else:
+            z, extra = _in_chunks(project, params, extra, streams, ctx)
+        return unfold(z), extra
 
     def read(
         self, name: str, params: PyTree, extra: PyTree, encoded: Encoded, ctx: Ctx, present: Array | None = None
@@ -165,10 +177,15 @@ class Method:
     def embed(
         self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx, space: str | None = None
     ) -> dict[str, Array]:
-        """Unit vectors [B, D] of what the batch has of a space (default: the method's first)."""
+        """Unit vectors [B, D] of what the batch has of a space (default: the method's first).
+
+        Several clips of an example are averaged once they are of unit length, as in ImageBind's official code; here
+        the mean is brought to unit length again, so that a product is a cosine also where these are searched.
+        """
         members = self.spaces[space or next(iter(self.spaces))]
         wanted = {k: v for k, v in batch.items() if k.split("/")[0] in members}
-        return self.project(params, extra, wanted, ctx)[0]
+        z, _ = self.project(params, extra, wanted, ctx)
+        return {k: unit(mean_of_clips(v, batch[k])) if batch[k].several else v for k, v in z.items()}
 
     def fuse(self, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> tuple[Array, Array]:
         """One vector of each example from whatever it has of the batch's streams; for evaluations with missing ones.
@@ -207,6 +224,27 @@ def mean_of_present(vectors: Sequence[Array], present: Sequence[Array]) -> tuple
     there = jnp.stack(present)  # [M, B]
     total = jnp.where(there[..., None], jnp.stack(vectors), 0).sum(0)
     return total / jnp.maximum(there.sum(0), 1)[:, None], there.any(0)
+
+
+def first_clips(batch: Batch) -> dict[str, Stream]:
+    """The batch with the first of several candidates or clips of each example."""
+    return {k: jax.tree.map(lambda x: x[:, 0], s) if s.several else s for k, s in batch.items()}
+
+
+def mean_of_clips(vectors: Array, stream: Stream) -> Array:
+    """The mean [B, D] of the vectors [B, K, D] of the clips that an example has; of a stream without, as it is."""
+    if not stream.several:
+        return vectors
+    return mean_of_present(vectors.swapaxes(0, 1), stream.present.T)[0]
+
+
+def _fold(streams: Batch) -> tuple[Batch, Callable[[Mapping[str, PyTree]], dict[str, PyTree]]]:
+    """Candidates and clips as rows, and a function that brings what is made of the streams back to [B, K, ...]."""
+    folded, back = dict(streams), {}
+    for name, stream in streams.items():
+        if stream.several:
+            folded[name], back[name] = fold_candidates(stream)
+    return folded, lambda made: {k: jax.tree.map(back[k], v) if k in back else v for k, v in made.items()}
 
 
 def weights_of_terms(given: Mapping[str, float] | None, possible: Iterable[str]) -> dict[str, float]:
@@ -260,6 +298,26 @@ def check_chunks(method: Method, batch: Batch, chunks: int) -> None:
             raise named.ConfigError(
                 f"chunks={chunks}, but encoders.{name} keeps {', '.join(sorted(state))}, which must see the whole "
                 "batch: a chunk's statistics are others. Set --config.chunks=1, or take a norm without statistics."
+            )
+
+
+def check_single(method: Method, batch: Batch, why: str, prefix: str = "data.streams") -> None:
+    """Refuses several clips or candidates per example where one is wanted.
+
+    Args:
+        method: its encoders are looked at.
+        batch: what was given.
+        why: one is wanted.
+        prefix: of the streams' keys in the config.
+
+    Raises:
+        ConfigError: naming the stream.
+    """
+    for name, stream in batch.items():
+        if name.split("/")[0] in method.encoders and stream.several:
+            raise named.ConfigError(
+                f"{prefix}.{name} gives {stream.present.shape[1]} clips of an example, but {why}. Take one: excerpt or "
+                "center_excerpt instead of excerpts."
             )
 
 

@@ -32,7 +32,8 @@ THREADS = 8  # that read and decode what is evaluated
 
 
 def _pooled(method: methods.Method, params: PyTree, extra: PyTree, batch: Batch, ctx: Ctx) -> dict[str, Any]:
-    return {name: encoded.pooled for name, encoded in method.encode(params, extra, batch, ctx)[0].items()}
+    encoded, _ = method.encode(params, extra, batch, ctx)
+    return {name: methods.mean_of_clips(e.pooled, batch[name]) for name, e in encoded.items()}
 
 
 # What can be had of rows, beside functions of one's own.
@@ -58,7 +59,8 @@ def device_streams(streams: pipeline.Streams, seed: int) -> DeviceStreams:
 def sample_batch(streams: pipeline.Streams, device: DeviceStreams) -> Batch:
     """One row of zeros in the shape of each stream, as the method sees it; for `Method.init`."""
     host = {
-        name: jax.tree.map(lambda v: jnp.zeros((1, *v.shape), v.dtype), spec) | {"present": jnp.ones(1, bool)}
+        name: jax.tree.map(lambda v: jnp.zeros((1, *v.shape), v.dtype), spec)
+        | {"present": jnp.ones((1, *spec["present"].shape), bool)}
         for name, spec in streams.spec.items()
     }
     return device({"streams": host, "position": jnp.zeros((1, 2), jnp.uint32)})
@@ -309,7 +311,7 @@ class Predictor:
         """
         row = np.arange(self.batch) < n
         streams = {self.streams.source_of[k]: items.block(v, 0, self.batch) for k, v in host.items()}
-        streams = {k: v | {"present": row & v.get("present", True)} for k, v in streams.items()}
+        streams = {k: v | {"present": (row & v["present"].T).T} for k, v in streams.items()}  # [B], or [B, K] of clips
         host = {"streams": streams, "position": np.zeros((self.batch, 2), np.uint32)}
         rows = parallel.put_rows(host, self.mesh, whole=True)
         return items.to_host(self._embed(self.params, self.extra, np.int32(self.step), rows, of=of), n)

@@ -43,9 +43,16 @@ class Stream:
         """The number of examples B."""
         return jax.tree.leaves(self.data)[0].shape[0]
 
+    @property
+    def several(self) -> bool:
+        """Whether there are several candidates or clips per example."""
+        return self.present is not None and self.present.ndim == 2
+
     def is_present(self) -> Array:
-        """`present` as an array [B] bool, also where None stands for "all"."""
-        return jnp.ones(self.rows, bool) if self.present is None else self.present
+        """Which examples have any of it, [B] bool, also where None stands for "all"."""
+        if self.present is None:
+            return jnp.ones(self.rows, bool)
+        return self.present.any(1) if self.several else self.present
 
 
 # "image", "text", "image/v0", "text/mlm": the part before "/" picks the encoder. A name without an encoder

@@ -197,6 +197,15 @@ def center_excerpt(samples: np.ndarray, length: int) -> np.ndarray:
     return _stretch(samples, length, 0.5)
 
 
+def excerpts(samples: np.ndarray, length: int, n: int) -> dict[str, np.ndarray]:
+    """`n` stretches [n, length], evenly from the first to the last; their embeddings are averaged in evaluation."""
+    if len(samples) <= length or n == 1:  # there is but one
+        clips = np.stack([center_excerpt(samples, length)] * n)
+        return {"data": clips, "present": np.arange(n) < 1}
+    starts = np.linspace(0, len(samples) - length, n).round().astype(int)
+    return {"data": np.stack([samples[i : i + length] for i in starts]), "present": np.ones(n, bool)}
+
+
 def _stretch(samples: np.ndarray, length: int, where: float) -> np.ndarray:
     spare = len(samples) - length
     start = int(where * (abs(spare) + 1)) if where != 0.5 else abs(spare) // 2

@@ -124,8 +124,7 @@ class Streams:
             value, problem = self.run(name, record, position)
             if problem is not None:
                 faults.append(f"{name}: {problem}")
-            present = value is not None
-            streams[name] = (value if present else self.spec[name]) | {"present": np.bool_(present)}
+            streams[name] = self.spec[name] if value is None else value
         return {
             "streams": streams,
             "position": np.array([position >> 32, position & 0xFFFFFFFF], np.uint32),
@@ -139,8 +138,7 @@ class Streams:
         Raises:
             ValueError: if its ops can't read it.
         """
-        value = self.hosts[name](value, 0)
-        arrays = value if isinstance(value, dict) else {"data": _narrow(value)}
+        arrays = _arrays(self.hosts[name](value, 0))
         problem = self._misfit(name, arrays)
         if problem:
             raise ValueError(f"{name}: {problem}")
@@ -148,8 +146,7 @@ class Streams:
 
     def one_or_none(self, name: str, value: Any) -> dict[str, Any]:
         """As `one`, with `present`; of None zeros that are not."""
-        arrays = self.spec[self.source_of[name]] if value is None else self.one(name, value)
-        return arrays | {"present": np.bool_(value is not None)}
+        return self.spec[self.source_of[name]] if value is None else self.one(name, value)
 
     def values(self, name: str, record: dict[str, Any]) -> list[Any]:
         """What is evaluated one by one of a stream's field: each text and each image of a list, else the whole."""
@@ -163,8 +160,7 @@ class Streams:
         if value is None or (isinstance(value, list | np.ndarray) and not len(value)):
             return None, None
         try:
-            value = self.hosts[name](value, position)
-            value = value if isinstance(value, dict) else {"data": _narrow(value)}
+            value = _arrays(self.hosts[name](value, position))
         except Exception as e:  # noqa: BLE001 - as above
             return None, f"{type(e).__name__}: {e}"
         problem = self._misfit(name, value)
@@ -186,7 +182,8 @@ class Streams:
 
     def read_spec(self, path: AnyPath) -> None:
         """Reads what `write_spec` saved."""
-        self.spec = each(lambda v: np.zeros(v[1], v[0]), json.loads(path.read_text()))
+        found = each(lambda v: np.zeros(v[1], v[0]), json.loads(path.read_text()))
+        self.spec = {name: {"present": np.False_} | arrays for name, arrays in found.items()}  # older runs have none
 
 
 @dataclasses.dataclass
@@ -368,6 +365,11 @@ def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterato
     if not found:
         fields = ", ".join(config.tokenizer.fields)
         raise ConfigError(f"data.tokenizer.fields=({fields}) hold no text; records have {sorted(seen)}.")
+
+
+def _arrays(value: Any) -> dict[str, Any]:
+    """What a stream's host half makes of a field, as arrays; of several clips, it says itself which are there."""
+    return {"present": np.True_} | (value if isinstance(value, dict) else {"data": _narrow(value)})
 
 
 def _narrow(value: Any) -> np.ndarray:

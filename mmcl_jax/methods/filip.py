@@ -30,6 +30,7 @@ from mmcl_jax.encoders.fdt import use_of_codes
 from mmcl_jax.encoders.readouts import make_readout
 from mmcl_jax.losses import plan, spread, tokenwise_accuracy, tokenwise_nce, unit
 from mmcl_jax.losses.tokenwise import similarities
+from mmcl_jax.method import check_single
 from mmcl_jax.methods import clip
 
 
@@ -79,6 +80,7 @@ class Filip(clip.Clip):
     def _tokens(self, params, extra, batch, ctx):
         """Unit vectors of tokens and which of them are real, of each stream with an encoder; and the new `extra`."""
         streams = {name: s for name, s in batch.items() if name.split("/")[0] in self.encoders}
+        check_single(self, streams, "tokens are compared of one", "data.eval_streams")
         encoded, extra = self.encode(params, extra, streams, ctx)
         found = {}
         for name, e in encoded.items():

@@ -28,7 +28,7 @@ from mmcl_jax import parallel
 from mmcl_jax.encoders.joint import Joint
 from mmcl_jax.encoders.readouts import SharedMlp
 from mmcl_jax.losses import in_batch_accuracy, joint_negatives, nt_xent
-from mmcl_jax.method import Method, mean_of_present, weights_of_terms
+from mmcl_jax.method import Method, check_single, first_clips, mean_of_present, weights_of_terms
 from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Array, Batch, Stream
 
@@ -124,7 +124,7 @@ class Gmc(Method):
 
     def init(self, rng, batch):
         """Encoders and head, and the head for what is predicted."""
-        params, extra = super().init(rng, self.with_joint(batch))
+        params, extra = super().init(rng, self.with_joint(first_clips(batch)))
         if self.target:
             if self.target not in batch:
                 raise ConfigError(
@@ -166,6 +166,7 @@ class Gmc(Method):
     def with_joint(self, batch: Batch) -> Batch:
         """The batch with a stream "joint", whose data is those of all modalities; without it, where none can be."""
         parts = {name: batch[name] for name in self.modalities if name in batch}
+        check_single(self, parts, "the joint encoder reads one of each modality", "data.eval_streams")
         enough = len(self.modalities) if self.joint == "all" else 2
         if len(parts) < enough:
             return batch

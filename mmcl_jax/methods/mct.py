@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from mmcl_jax.encoders.readouts import Mlp
 from mmcl_jax.losses import queue_accuracy, queue_margin, queue_nce, queue_tag_nce, spread
-from mmcl_jax.method import Method
+from mmcl_jax.method import Method, check_single
 from mmcl_jax.momentum import empty_queue, follow, push, shuffled, twin
 
 INTER_LOSSES = ("margin", "infonce")
@@ -210,6 +210,7 @@ class Mct(Method):
         if space in (None, "joint"):
             return super().embed(params, extra, batch, ctx, space)
         wanted = {name: stream for name, stream in batch.items() if name.split("/")[0] == space}
+        check_single(self, wanted, f"the space {space!r} takes one", "data.eval_streams")
         encoded, _ = self.encode(params, extra, wanted, ctx)
         return {name: self.read(f"{space}_intra", params, extra, e, ctx)[0] for name, e in encoded.items()}
 

@@ -113,6 +113,10 @@ def test_a_chain_of_all_ops():
     made, order = run(np.arange(8))["image"].data, np.random.default_rng(3).permutation(8)
     assert made.shape == (8, 16, 16, 3) and np.isfinite(made).all()
     np.testing.assert_allclose(run(order)["image"].data, made[order], atol=1e-5)
+    clips = {"data": np.stack([images] * 3, 1), "present": np.ones((8, 3), bool)}
+    made = np.asarray(streams({"streams": {"image": clips}, "position": position})["image"].data)
+    assert made.shape == (8, 3, 16, 16, 3), "clips of an example"
+    assert (np.abs(made - made[:, [1, 2, 0]]).max((2, 3, 4)) > 0.01).all(), "each is changed by draws of its own"
 
 
 def changed_in_order(images, factors, order):

@@ -85,6 +85,12 @@ def test_excerpts_are_stretches_of_the_sound():
     samples = np.arange(1, 101, dtype=np.float32)
     np.testing.assert_array_equal(ops.center_excerpt(samples, 10), samples[45:55])
     np.testing.assert_array_equal(ops.center_excerpt(samples[:4], 7), [0, 1, 2, 3, 4, 0, 0])
+    clips = ops.excerpts(samples, 10, 4)
+    np.testing.assert_array_equal(clips["data"][:, 0] - samples[0], [0, 30, 60, 90])
+    assert clips["data"].shape == (4, 10) and clips["present"].all()
+    short = ops.excerpts(samples[:4], 7, 2)
+    np.testing.assert_array_equal(short["data"][0], [0, 1, 2, 3, 4, 0, 0])
+    assert short["present"].tolist() == [True, False], "there is but one clip"
     starts = {int(ops.excerpt(samples, 98, rng=np.random.default_rng(i))[0]) for i in range(50)}
     assert starts == {1, 2, 3}
     inside = {int((ops.excerpt(samples[:2], 4, rng=np.random.default_rng(i)) == 1).argmax()) for i in range(50)}

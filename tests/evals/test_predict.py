@@ -185,3 +185,40 @@ def test_a_run_that_starts_from_another_takes_statistics_and_its_twin_from_there
             np.testing.assert_array_equal(a, b)
     state.extra["key"]["params"]["image"]["stem"]["kernel"].delete()  # buffers of its own: they can be donated
     assert not state.params["image"]["stem"]["kernel"].is_deleted()
+
+
+@pytest.mark.parametrize("method", ["gmc", "pairwise"])
+def test_a_sound_is_the_mean_of_its_clips(tmp_path, repository, method):
+    """Once they are unit vectors; pooled features as they are; a short sound has but one; also with 8 devices."""
+    log_mel = "log_mel(8000, mels=16)|standardize(-5, 3)"
+    config = configs.load(f"{repository}/configs/{method}.py:tiny", ["evals={}"])
+    with config.unlocked():
+        config.data.streams.audio = f"sound(8000)|excerpt(2000) || {log_mel}"
+        config.data.eval_streams.audio = f"sound(8000)|excerpts(2000, 3) || {log_mel}"
+        config.data.eval_streams["audio/one"] = f"audio: sound(8000)|center_excerpt(2000) || {log_mel}"
+    parts = build(config, tmp_path / "a", make_mesh("1"))
+    state = jax.jit(parts.init)(jax.random.key(0))
+    record = sources.make({"source": "synthetic", "size": 9, "modalities": ("image", "audio", "tags")})[3]
+    sounds = [np.random.default_rng(1).uniform(-0.5, 0.5, 9001).astype(np.float32), record["audio"][:1500]]
+    clips = [sounds[0][start : start + 2000] for start in (0, 3500, 7001)]
+    for mesh in ("1", "8"):
+        predictor = build(config, tmp_path / mesh, make_mesh(mesh)).predictor
+        predictor.params, predictor.extra = state.params, predictor.method.to_embed(state.extra)
+        found, one = predictor.embed(**{"audio": sounds, "audio/one": [*clips, sounds[1]]}).values()
+        mean = one[:3].mean(0)
+        np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
+        np.testing.assert_allclose(found[1], one[3], atol=1e-6)
+        assert (one[0] @ one[1:3].T < 0.9999).all(), "the clips differ"
+        pooled, one = predictor._of_values({"audio": sounds, "audio/one": [*clips, sounds[1]]}, "pooled").values()
+        np.testing.assert_allclose(pooled, [one[:3].mean(0), one[3]], atol=1e-5)
+        if method == "pairwise":  # what is represented by several streams
+            text = predictor.embed(tags=[record["tags"]] * 2)["tags"]
+            both = predictor.fuse(audio=[sounds[0], None], tags=[record["tags"]] * 2)
+            np.testing.assert_allclose(both, [(text[0] + found[0]) / 2, text[1]], atol=1e-6)
+        else:
+            with pytest.raises(ConfigError, match="data.eval_streams.audio gives 3 clips of an example, but the joint"):
+                predictor.fuse(audio=[sounds[0]], tags=[record["tags"]])
+    with config.unlocked():
+        config.data.streams.audio = config.data.eval_streams.audio
+    with pytest.raises(ConfigError, match="data.streams.audio gives 3 clips of an example, but training takes one"):
+        build(config, tmp_path / "b", make_mesh("1"))
