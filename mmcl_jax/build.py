@@ -81,6 +81,13 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
 
     predictor = predict.untrained(config, eval_streams, mesh, batch=min(config.batch, 256))
     method = predictor.method
+    for streams_of_batch in mix.held(config.data):
+        lacking = sorted(set(method.streams) - streams_of_batch)
+        if lacking and not method.partial:
+            raise named.ConfigError(
+                f"data.train: batches of a source have no {', '.join(lacking)}, without which "
+                f"{config.method.name!r} can't train on a batch. Leave its streams out: what is missing is masked."
+            )
     optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, config.batch,
                                             predictor.params)  # fmt: skip
     asleep = sorted(optim.frozen(by))

@@ -32,6 +32,7 @@ class Method:
             "<modality>_readout_<what for>" (as `Encoded.pooled`) what the modality's readout made of that.
         streams: the streams that `loss` requires; checked against the config before anything compiles.
         spaces: the embedding spaces and the modalities that live in each.
+        partial: whether `loss` does without those of `streams` that a batch lacks altogether.
     """
 
     encoders: Mapping[str, nn.Module]
@@ -40,6 +41,7 @@ class Method:
 
     streams: ClassVar[tuple[str, ...]] = ()
     spaces: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    partial: ClassVar[bool] = False
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree]:
         """Initial (params, extra) for streams like those of `batch`; one row of each is enough."""

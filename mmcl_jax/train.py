@@ -111,6 +111,7 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
     trace = Trace(config.profile.steps, mirror.folder / "profile", workdir / "profile")
     stop = Stop()
     exit_code = 0
+    compiled = set()
 
     def hand_over(now):
         predictor.params = optim.to_evaluate(state.params, state.opt_state)
@@ -149,10 +150,12 @@ def _train(config: ConfigDict, mirror: files.Mirror, mesh: Mesh) -> int:
                 log.warn(f"can't read an example, it is left out: {reason}")
             rows = {"streams": batch["streams"], "position": batch["position"]}
             rows = parallel.put_rows(rows, mesh)
-            if now == start + 1:
+            if frozenset(rows["streams"]) not in compiled:  # batches of another source may have other streams
+                compiled.add(frozenset(rows["streams"]))
                 with logger.clock.part("compile"):
                     step.compile_and_tell(parts.train_step, state, rows)
-                    processes.meet("compiled")
+                    processes.meet(f"compiled {len(compiled)}")
+            if now == start + 1:
                 logger.start_clock(start)
             trace.before(now)
             # It runs ahead of the devices, so the next batch is on its way to them while they work on this one.

@@ -51,6 +51,7 @@ def measure(config: ConfigDict, devices: int = 0, rounds: int = 7, data_steps: i
         parts = build(config, Path(workdir), mesh)
     state = jax.jit(parts.init, out_shardings=parts.sharding)(jax.random.key(config.seed))
     records = mix.mixed(config.data, parts.sources, parts.weights, config.seed, config.batch)
+    records.streams = None  # one step is measured, that of batches that hold all streams
     data = pipeline.Pipeline(records, parts.streams, config.batch)
     batches = data.batches(0, config.data.threads, config.data.prefetch, config.data.workers)
 

@@ -19,18 +19,47 @@ def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
 
     Args:
         config: one source (it has a key `source`), or several by name, each with an optional `weight`: how often its
-            records come, relative to those of the others (default: 1, all records equally often).
+            records come, relative to those of the others (default: 1, all records equally often), and `streams`,
+            see `held`.
 
     Raises:
         ConfigError: if a weight is not positive.
     """
-    configs = {"": config} if "source" in config else dict(config)
+    configs = _named(config)
     opened = [sources.make(c, ".".join(filter(None, ("data.train", k)))) for k, c in configs.items()]
     for name, c in configs.items():
         if c.get("weight", 1.0) <= 0:
             raise ConfigError(f"data.train.{name}.weight={c['weight']} must be positive; leave the source out instead.")
     weights = [c.get("weight", 1.0) * len(s) for c, s in zip(configs.values(), opened, strict=True)]
     return opened, [w / sum(weights) for w in weights]
+
+
+def held(config: Mapping[str, Any]) -> list[frozenset[str]]:
+    """The streams that batches of each source hold; those that none of its records has need not be sent and encoded.
+
+    Args:
+        config: `config.data`. With mix="batches", `data.train.<source>.streams` names them; default: all.
+
+    Raises:
+        ConfigError: for a stream that does not exist, or streams named of sources that share batches.
+    """
+    found, every = [], frozenset(config["streams"])
+    for name, part in _named(config["train"]).items():
+        own = part.get("streams")
+        if own is not None and config.get("mix") != "batches":
+            raise ConfigError(
+                f"data.train.{name}.streams names what batches of this source hold, but with data.mix="
+                f"{config.get('mix')!r} its records share them with others. Set data.mix='batches', or leave it out."
+            )
+        for stream in own or ():
+            if stream not in every:
+                raise ConfigError(f"data.train.{name}.streams has {stream!r}{did_you_mean(stream, sorted(every))}")
+        found.append(every if own is None else frozenset(own))
+    return found
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {"": config} if "source" in config else dict(config)
 
 
 def mixed(config: Mapping[str, Any], parts: Sequence[Any], weights: Sequence[float], seed: int, batch: int) -> Mixed:
@@ -50,7 +79,7 @@ def mixed(config: Mapping[str, Any], parts: Sequence[Any], weights: Sequence[flo
     how = config.get("mix") or "records"  # runs from before there was such a key have none
     if how not in WAYS:
         raise ConfigError(f"data.mix={how!r} does not exist{did_you_mean(str(how), WAYS)}")
-    return Mixed(parts, weights, seed, batch if how == "batches" else 1)
+    return Mixed(parts, weights, seed, batch if how == "batches" else 1, held(config))
 
 
 class Mixed:
@@ -63,12 +92,20 @@ class Mixed:
         weights: their shares.
         seed: of the run.
         block: records in a row that come from one source.
+        streams: what is made of records of each source; None = all that there is.
     """
 
-    def __init__(self, parts: Sequence[Any], weights: Sequence[float], seed: int, block: int = 1):
+    def __init__(
+        self,
+        parts: Sequence[Any],
+        weights: Sequence[float],
+        seed: int,
+        block: int = 1,
+        streams: Sequence[frozenset[str]] | None = None,
+    ):
         import grain
 
-        self.parts, self.block = parts, block
+        self.parts, self.block, self.streams = parts, block, streams
         self.ends = list(itertools.accumulate(len(part) for part in parts))
         self.each = [
             grain.MapDataset.range(end - len(part), end).shuffle(seed=(seed + 7919 * i) % 2**32).repeat()
@@ -84,8 +121,15 @@ class Mixed:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         number = self._number(position)
-        part = bisect.bisect_right(self.ends, number)
+        part = self._part(number)
         return self.parts[part][number - self.ends[part] + len(self.parts[part])]
+
+    def streams_at(self, position: int) -> frozenset[str] | None:
+        """The streams that are made of the record at a position; None = all."""
+        return self.streams and self.streams[self._part(self._number(position))]
+
+    def _part(self, number: int) -> int:
+        return bisect.bisect_right(self.ends, number)
 
     def _number(self, position: int) -> int:
         """Of the record among those of all sources."""

@@ -195,7 +195,7 @@ class Pipeline:
     that neither rows nor their order nor an example's random draws depend on how many processes or workers there are.
 
     Attributes:
-        records: random access to the global sequence.
+        records: random access to the global sequence, as `mix.Mixed` gives it.
         streams: what is made of a record.
         batch: B, the global batch.
         process: p.
@@ -214,7 +214,10 @@ class Pipeline:
     def __getitem__(self, i: int) -> Element:
         b = self.batch // self.processes
         position = (i // b) * self.batch + self.process * b + i % b
-        return self.streams.element(read(self.records, position), position)
+        record = self.streams.prepared(read(self.records, position), position)
+        wanted = self.records.streams_at(position)
+        names = self.streams.spec if wanted is None else sorted({self.streams.source_of[name] for name in wanted})
+        return self.streams.element_of(*record, position, names)
 
     def batches(self, step: int, threads: int = 2, prefetch: int = 4, workers: int = 0) -> Iterator[Element]:
         """Batches of this process from `step` on; nothing else is needed to resume.

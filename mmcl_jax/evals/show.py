@@ -37,8 +37,8 @@ def contact_sheet(config: ConfigDict, out: Path, count: int = 32, evaluation: bo
     record = pipeline.eval_record(config.data) if evaluation else config.data.record
     streams = pipeline.Streams(chosen, config.seed, tokenizer, record)
     streams.find_spec(*sources)
-    records = pipeline.Pipeline(mix.mixed(config.data, sources, weights, config.seed, config.batch), streams, count)
-    host = pipeline.stack([records[i] for i in range(count)])
+    records = mix.mixed(config.data, sources, weights, config.seed, config.batch)
+    host = pipeline.stack([streams.element(pipeline.read(records, i), i) for i in range(count)])
     batch = jax.jit(device_streams(streams, config.seed))({k: host[k] for k in ("streams", "position")})
     first = {k: jax.tree.leaves(s.data)[0] for k, s in batch.items()}  # of ids and labels, the ids
     images = {k: np.asarray(x, np.float32) for k, x in first.items() if x.ndim == 4}

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -106,6 +107,8 @@ class Gmc(Method):
     joint: str
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     target: str
+
+    partial: ClassVar[bool] = True
 
     @property
     def streams(self):

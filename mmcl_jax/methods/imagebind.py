@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -75,6 +75,8 @@ class ImageBind(Method):
     hub: str
     scales: Mapping[str, float]
     weights: Mapping[str, float]
+
+    partial: ClassVar[bool] = True
 
     @property
     def streams(self):

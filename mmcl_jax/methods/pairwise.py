@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ class Pairwise(Method):
     scale_init: float
     scale_max: float
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    partial: ClassVar[bool] = True
 
     @property
     def streams(self):

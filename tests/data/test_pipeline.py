@@ -129,7 +129,8 @@ def test_batches_of_one_source_each_take_every_record_in_turn():
     a, b = ({"source": "synthetic", "size": n} for n in (40, 24))
     opened, weights = mix.open_sources({"a": a, "b": b | {"weight": 5 / 3}})
     assert weights == [0.5, 0.5]
-    mixed = mix.mixed({"mix": "batches"}, opened, weights, seed=3, batch=8)
+    config = {"train": {"a": a, "b": b}, "streams": {"image": "decode"}}
+    mixed = mix.mixed(config | {"mix": "batches"}, opened, weights, seed=3, batch=8)
     numbers = np.array([mixed._number(i) for i in range(8 * 40)]).reshape(40, 8)
     of_a = (numbers < 40).all(1)
     assert (of_a | (numbers >= 40).all(1)).all(), "a batch has one source"
@@ -140,10 +141,10 @@ def test_batches_of_one_source_each_take_every_record_in_turn():
             assert sorted(epoch) == list(range(first, first + size))
         assert (epochs[0] != epochs[1]).any(), "another order each epoch"
     assert mixed[8 * 10**6]["id"].startswith("synthetic"), "random access"
-    plain = mix.mixed({}, opened, weights, seed=3, batch=8)
+    plain = mix.mixed(config, opened, weights, seed=3, batch=8)
     assert (np.diff([plain._number(i) < 40 for i in range(64)]) != 0).sum() > 20
     with pytest.raises(ConfigError, match="data.mix='batch' does not exist; did you mean 'batches'"):
-        mix.mixed({"mix": "batch"}, opened, weights, 0, 8)
+        mix.mixed(config | {"mix": "batch"}, opened, weights, 0, 8)
 
 
 def test_weights_are_relative_to_the_sizes():
@@ -366,3 +367,31 @@ def test_multi_hot():
     assert words.sum() == 2 and np.array_equal(words, ops.multi_hot(["dog", "cat"], 1000))
     with pytest.raises(ValueError, match="tag 5 is not within 0..4"):
         ops.multi_hot([5], 5)
+
+
+def test_batches_hold_what_their_source_has():
+    parts = {n: {"source": "synthetic", "size": 40, "modalities": ("image", n)} for n in ("text", "tags")}
+    streams = {"image": "decode", "text": "tokenize(4)", "tags": ""}
+    sparse = {n: part | {"streams": ("image", n)} for n, part in parts.items()}
+    batches = {}
+    for name, train in (("all", parts), ("held", sparse)):
+        config = {"train": train, "mix": "batches", "streams": streams}
+        opened, weights = mix.open_sources(train)
+        made = pipeline.Streams(streams, 0, tokenizers.train(["a red disc"], 300, True))
+        made.find_spec(*opened)
+        whole = pipeline.Pipeline(mix.mixed(config, opened, weights, 3, 8), made, 8)
+        batches[name] = [b for _, b in zip(range(6), whole.batches(0), strict=False)]
+    kinds = set()
+    for every, held in zip(*batches.values(), strict=True):
+        kinds.add(tuple(sorted(held["streams"])))
+        for name, stream in every["streams"].items():
+            assert (name in held["streams"]) == bool(stream["present"].any())
+            if name in held["streams"]:
+                np.testing.assert_array_equal(stream["data"], held["streams"][name]["data"])
+        np.testing.assert_array_equal(every["position"], held["position"])
+    assert kinds == {("image", "text"), ("image", "tags")}
+    config["train"] = {"a": parts["text"] | {"streams": ("image", "tezt")}, "b": parts["tags"]}
+    with pytest.raises(ConfigError, match="data.train.a.streams has 'tezt'; did you mean 'text'"):
+        mix.held(config)
+    with pytest.raises(ConfigError, match="Set data.mix='batches'"):
+        mix.held(config | {"mix": None})

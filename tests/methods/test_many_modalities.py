@@ -7,12 +7,14 @@ import optax
 import pytest
 
 from mmcl_jax import config as configs
-from mmcl_jax import optim, parallel, step
+from mmcl_jax import optim, parallel, step, train
+from mmcl_jax.build import build
 from mmcl_jax.encoders import conv, mlp
 from mmcl_jax.losses import info_nce, joint_negatives, nt_xent
 from mmcl_jax.methods import gmc, imagebind, late_fusion, pairwise
 from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Ctx, Stream
+from tests import conftest
 from tests.conftest import make_mesh
 
 B = 10  # does not divide among 8 devices
@@ -97,6 +99,38 @@ def test_gmc_with_a_modality_absent_altogether(joint):
             assert all(float(jnp.abs(g).max()) == 0 for g in jax.tree.leaves(grads))
         else:
             np.testing.assert_allclose(metrics["a"], method.loss(params, extra, without, ctx)[1][1]["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gmc", "imagebind"])
+def test_batches_without_the_streams_that_a_source_lacks_train_the_same(name, tmp_path, repository):
+    config = configs.load(
+        f"{repository}/configs/{name}.py:tiny", ["steps=6", "batch=16", "log.every=1", "evals={}", "optim.warmup=2"]
+    )
+    others = ("text", "audio") if name == "imagebind" else ("tags", "audio")
+    found = []
+    for sparse in (False, True):
+        parts = {m: dict(source="synthetic", size=64, modalities=("image", m), seed=3, missing=0.1) for m in others}
+        with config.unlocked():
+            config.data.mix = "batches"
+            config.data.train = {m: p | (dict(streams=("image", m)) if sparse else {}) for m, p in parts.items()}
+        train.train(config, tmp_path / str(sparse), jax.devices()[:1])
+        found.append(conftest.losses(tmp_path / str(sparse)))
+    assert len(found[0]) == 6 and len(set(found[0].values())) > 3
+    np.testing.assert_allclose([*found[1].values()], [*found[0].values()], rtol=1e-5, atol=1e-7)
+    # It goes on with the other structure first, if that is next.
+    config.steps = 8
+    train.train(config, tmp_path / "True", jax.devices()[:1])
+    assert len(conftest.losses(tmp_path / "True")) == 8
+
+
+def test_a_method_that_needs_all_streams_refuses_batches_without(tmp_path, repository):
+    config = configs.load(f"{repository}/configs/clip_emoji.py:tiny", ["evals={}"])
+    part = dict(source="synthetic", size=64)
+    with config.unlocked():
+        config.data.mix = "batches"
+        config.data.train = dict(pairs=part, images=part | dict(seed=1, streams=("image",)))
+    with pytest.raises(ConfigError, match="batches of a source have no text, without which 'clip' can't train"):
+        build(config, tmp_path, make_mesh("1"))
 
 
 def test_gmc_represents_an_example_by_what_it_has():

@@ -29,7 +29,7 @@ def make(config: Mapping[str, Any], where: str = "data.train") -> Any:
     source = _opened.get(key)
     if source is not None:
         return source
-    arguments = {k: v for k, v in config.items() if k not in ("source", "weight")}
+    arguments = {k: v for k, v in config.items() if k not in ("source", "weight", "streams")}
     if not config.get("source"):
         raise named.ConfigError(f"{where}.source is missing; name one, source='files' say.")
     source = named.call(__name__, config["source"], arguments, where)
