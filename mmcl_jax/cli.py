@@ -271,17 +271,22 @@ def _table(arguments) -> None:
     runs = table.read(arguments.runs)
     groups = table.group(runs)
     metrics = table.choose(groups, [m for m in arguments.metrics.split(",") if m])
-    text = table.markdown(groups, metrics)
-    print(text)
+    text, told = table.markdown(groups, metrics), []
     if arguments.out:
         md, csv, png = (files.path(f"{arguments.out}.{kind}") for kind in ("md", "csv", "png"))
         md.parent.mkdir(parents=True, exist_ok=True)
         md.write_text(text)
         table.write_csv(groups, csv)
         picture(groups, metrics, png)
-        log.say(f"written to {md}, {csv}, {png}")
+        told.append(f"written to {md}, {csv}, {png}")
     if arguments.keep:
-        log.say(f"kept in {', '.join(map(str, table.keep(runs, arguments.keep)))}")
+        told.append(f"kept in {', '.join(map(str, table.keep(runs, arguments.keep)))}")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `mmcl table runs | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the end would fail, too
+    for line in told:
+        log.say(line)
 
 
 def _doctor(arguments) -> int:

@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -205,3 +207,11 @@ def test_what_is_asked_for_must_be_there(write, tmp_path):
         table.read([path])
     with pytest.raises(FileNotFoundError, match="no folder"):
         table.read([str(tmp_path / "nowhere")])
+
+
+def test_whoever_reads_may_stop_early(write, tmp_path):
+    runs = " ".join(seeds(write, "a", (0.4, 0.5)))
+    line = f"{sys.executable} -m mmcl_jax.cli table {runs} --out {tmp_path}/table | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "Error" not in done.stderr
+    assert (tmp_path / "table.md").exists() and (tmp_path / "table.csv").exists()

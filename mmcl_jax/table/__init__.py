@@ -12,6 +12,7 @@ import json
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -210,10 +211,12 @@ def mark(groups: Sequence[Group], metric: str, line: Group) -> str:
     pairs = [(r.metrics[metric], known[r.seed]) for r in line.runs if metric in r.metrics and r.seed in known]
     if known and len(pairs) < len(known):
         return UNKNOWN
-    if len(pairs) > 1 and len({a - b for a, b in pairs}) > 1:  # some folds are harder than others, for both
-        test = stats.ttest_rel(*zip(*pairs, strict=True))
-    else:
-        test = stats.ttest_ind(ours, theirs, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all but the same
+        if len(pairs) > 1 and len({a - b for a, b in pairs}) > 1:  # some folds are harder than others, for both
+            test = stats.ttest_rel(*zip(*pairs, strict=True))
+        else:
+            test = stats.ttest_ind(ours, theirs, equal_var=False)
     return LIKE if test.pvalue * comparisons >= LEVEL else ""
 
 
