@@ -264,7 +264,7 @@ def _sweep(arguments) -> int:
 
 
 def _table(arguments) -> None:
-    from mmcl_jax import files, log, table
+    from mmcl_jax import files, table
     from mmcl_jax.table.picture import picture
 
     _no_overrides(arguments)
@@ -282,11 +282,9 @@ def _table(arguments) -> None:
     if arguments.keep:
         told.append(f"kept in {', '.join(map(str, table.keep(runs, arguments.keep)))}")
     try:
-        print(text, flush=True)
+        print(text, *told, sep="\n", flush=True)
     except BrokenPipeError:  # `mmcl table runs | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at the end would fail, too
-    for line in told:
-        log.say(line)
 
 
 def _doctor(arguments) -> int:

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "predict": ALL_BELOW_TRAIN - {"config"} | {"items"},
     "evals": {"data", "items", "log", "predict"},
     "inherit": ALL_BELOW_TRAIN - {"config"} | {"predict"},
-    "analysis": {"data", "items", "log", "predict", "method", "encoders", "types"},
+    "analysis": {"data", "evals", "items", "log", "predict", "method", "encoders", "types"},
     "build": ALL_BELOW_TRAIN | {"step", "predict", "inherit", "evals"},
     "bench": ALL_BELOW_TRAIN | {"step", "predict", "evals", "build"},
     "train": ALL_BELOW_TRAIN
