@@ -98,7 +98,7 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     def hsic(a, b):
         return float(np.linalg.norm(a.T @ b) ** 2)
 
-    return hsic(x, y) / max(np.sqrt(hsic(x, x) * hsic(y, y)), 1e-30)
+    return float(hsic(x, y) / max(np.sqrt(hsic(x, x) * hsic(y, y)), 1e-30))
 
 
 def cones_by_depth(
