@@ -57,10 +57,10 @@ def _speech(c) -> None:
     fields = ", ".join(f"'speech/{language}'" for language in LANGUAGES)
     c.data.record = modalities.drawings("labels/en", "tags/en", "group_words")  # words that zero-shot classes ask for
     c.data.record += f"|one_of('said', {fields})"
-    c.data.streams.speech = modalities.heard("said", "center_excerpt", 2)
+    c.data.streams.speech = modalities.heard("said", 2)
     for language in LANGUAGES:
         name = "speech" if language == "en" else f"speech/{language}"
-        c.data.eval_streams[name] = modalities.heard(f"speech/{language}", "center_excerpt", 2)
+        c.data.eval_streams[name] = modalities.heard(f"speech/{language}", 2)
 
 
 def _evaluate(c, bound) -> None:
@@ -83,7 +83,7 @@ def _evaluate(c, bound) -> None:
             c.evals[name] = dict(name="losses", data=dict(split=split), limit=128)
     if bound:
         how = dict(label="category", title="caption") if tux else dict(label="group", title="labels/en")
-        c.evals.arithmetic = dict(name="arithmetic", data=known, added="sound" if tux else "speech", **how)
+        c.evals.known_arithmetic = dict(name="arithmetic", data=known, added="sound" if tux else "speech", **how)
     for name in bound:
         c.evals[f"{name}_image"] = dict(name="retrieval", data=held_out, a=name, b="image", **letters)
         c.evals[f"{name}_zeroshot"] = dict(

@@ -30,11 +30,11 @@ def _emoji(c: ConfigDict) -> None:
     c.data.eval_record = ""
     c.data.streams = dict(
         image=f"drawings: pick|{LIGHT}", line=f"line_art: {LIGHT}", text="captions: pick(.8)|tokenize(10)",
-        speech=heard("speech/en", "excerpt"),
+        speech=heard("speech/en", augment=True),
     )  # fmt: skip
     c.data.eval_streams = dict(
         image=WHOLE, line=f"line_art: {WHOLE}", text="labels/en: tokenize(10)",
-        speech=heard("speech/en", "center_excerpt"),
+        speech=heard("speech/en"),
     )  # fmt: skip
     c.data.tokenizer.update(fields=("captions",), vocab=4096)
     parts = ("image", "line", "text", "speech")
@@ -59,12 +59,13 @@ def drawings(*texts: str) -> str:
     return f"collect('drawings', {images})|collect('captions', {captions})"
 
 
-def heard(field: str, excerpt: str, seconds: int = 1) -> str:
-    """The stream of a sound: as many seconds of it, by one of the ops `excerpt` and `center_excerpt`."""
-    frames = 96 * seconds
+def heard(field: str, seconds: int = 1, augment: bool = False) -> str:
+    """The stream of a sound: its middle seconds; augmented, any seconds of it, louder or softer, with parts hidden."""
+    samples, frames = 15600 * seconds, 96 * seconds
     sound = SOUND.format(frames=frames)
-    changed = ("gain(6)|", f"|spec_augment(6, {frames // 8})") if excerpt == "excerpt" else ("", "")
-    return f"{field}: sound(16000)|{excerpt}({15600 * seconds}) || {changed[0]}{sound}{changed[1]}"
+    if not augment:
+        return f"{field}: sound(16000)|center_excerpt({samples}) || {sound}"
+    return f"{field}: sound(16000)|excerpt({samples}) || gain(6)|{sound}|spec_augment(6, {frames // 8})"
 
 
 def _tux(c: ConfigDict) -> None:
@@ -78,8 +79,8 @@ def _tux(c: ConfigDict) -> None:
         source="folds", of=dict(source="tfds", name="tux_stamps/default", split="all", in_memory=True),
         fold=0, by="thing", needs=("sfx",),
     )  # fmt: skip
-    c.data.streams = dict(image=LIGHT, text="caption: tokenize(16)", sound=heard("sfx", "excerpt", 2))
-    c.data.eval_streams = dict(image=WHOLE, text="caption: tokenize(16)", sound=heard("sfx", "center_excerpt", 2))
+    c.data.streams = dict(image=LIGHT, text="caption: tokenize(16)", sound=heard("sfx", 2, augment=True))
+    c.data.eval_streams = dict(image=WHOLE, text="caption: tokenize(16)", sound=heard("sfx", 2))
     c.data.tokenizer.update(fields=("caption",), vocab=2048)
     c.encoders.text.vocab = 2048
     held_out, known = dict(part="test"), dict(part="train")

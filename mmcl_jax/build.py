@@ -81,12 +81,11 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
 
     predictor = predict.untrained(config, eval_streams, mesh, batch=min(config.batch, 256))
     method = predictor.method
-    for streams_of_batch in mix.held(config.data):
-        lacking = sorted(set(method.streams) - streams_of_batch)
-        if lacking and not method.partial:
+    for where, names in mix.held(config.data).items():
+        if not method.trains_on(names):
             raise named.ConfigError(
-                f"data.train: batches of a source have no {', '.join(lacking)}, without which "
-                f"{config.method.name!r} can't train on a batch. Leave its streams out: what is missing is masked."
+                f"{where}.streams={tuple(sorted(names))}: on batches of these alone {config.method.name!r} trains "
+                f"nothing; its streams are {', '.join(method.streams)}. Leave it out, and what is missing is masked."
             )
     optimizer, schedule, by = named.checked("optim", optim.build, config.optim, config.steps, config.batch,
                                             predictor.params)  # fmt: skip
@@ -95,7 +94,7 @@ def build(config: ConfigDict, workdir: files.AnyPath, mesh: Mesh, begun: bool = 
         log.warn(f"{', '.join(asleep)}: frozen by optim.rules, and untrained, for init_from.run names no run.")
     sample = named.checked("data.streams", predict.sample_batch, streams, device)
     methods.check_chunks(method, sample, config.chunks)
-    methods.check_single(method, sample, "training takes one")
+    method.check_batch(sample)
 
     def init(key):
         return step.init_state(method, optimizer, sample, key)

@@ -141,8 +141,8 @@ class Logger:
         """Logs a training step; `metrics` has `loss`."""
         if not self.on:
             return
-        # Saves and evaluations are not training time: rates and the ETA leave them out.
-        away = sum(self.clock.seconds[k] - self.then[k] for k in ("checkpoint", "evaluation"))
+        # Saves, evaluations and compiling are not training time: rates and the ETA leave them out.
+        away = sum(self.clock.seconds[k] - self.then[k] for k in ("checkpoint", "evaluation", "compile"))
         seconds, done = max(time.monotonic() - self.since - away, 1e-9), step - self.last
         rate = self.batch * done / seconds
         wait = min((self.clock.seconds["data"] - self.then["data"]) / seconds, 1.0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mmcl_jax import named, parallel
 from mmcl_jax.losses import unit
 from mmcl_jax.losses.softmax import product
-from mmcl_jax.types import Array, Batch, Ctx, Encoded, PyTree, Stream, fold_candidates
+from mmcl_jax.types import Array, Batch, Ctx, Encoded, PyTree, Stream, first_clips, fold_candidates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,6 @@ class Method:
             "<modality>_readout_<what for>" (as `Encoded.pooled`) what the modality's readout made of that.
         streams: the streams that `loss` requires; checked against the config before anything compiles.
         spaces: the embedding spaces and the modalities that live in each.
-        partial: whether `loss` does without those of `streams` that a batch lacks altogether.
     """
 
     encoders: Mapping[str, nn.Module]
@@ -41,7 +40,6 @@ class Method:
 
     streams: ClassVar[tuple[str, ...]] = ()
     spaces: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    partial: ClassVar[bool] = False
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree]:
         """Initial (params, extra) for streams like those of `batch`; one row of each is enough."""
@@ -164,6 +162,14 @@ class Method:
         """The science: (loss, (extra, metrics)). Metrics are scalars that are worth a place in the log."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(params, extra, batch, ctx).")
 
+    def trains_on(self, names: Iterable[str]) -> bool:
+        """Whether `loss` trains anything on batches that hold no other streams than these."""
+        return set(self.streams) <= set(names)
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses, by a ConfigError, streams that `loss` can't take: here those of several clips per example."""
+        check_single(self, batch, "training takes one")
+
     def after_update(self, params: PyTree, extra: PyTree, ctx: Ctx) -> tuple[PyTree, PyTree]:
         """What happens to the parameters after the optimizer's step: clamps and the like."""
         return params, extra
@@ -226,11 +232,6 @@ def mean_of_present(vectors: Sequence[Array], present: Sequence[Array]) -> tuple
     there = jnp.stack(present)  # [M, B]
     total = jnp.where(there[..., None], jnp.stack(vectors), 0).sum(0)
     return total / jnp.maximum(there.sum(0), 1)[:, None], there.any(0)
-
-
-def first_clips(batch: Batch) -> dict[str, Stream]:
-    """The batch with the first of several candidates or clips of each example."""
-    return {k: jax.tree.map(lambda x: x[:, 0], s) if s.several else s for k, s in batch.items()}
 
 
 def mean_of_clips(vectors: Array, stream: Stream) -> Array:

@@ -128,7 +128,7 @@ class StepWatcher:
         self.waiting: collections.deque[tuple[int, PyTree, int]] = collections.deque()
         self.bad, self.bad_in_row = logger.before("bad_steps"), 0
         self.first, self.collapsed = start + 1, False
-        self.latest: dict[str, Any] = {}  # of each metric: a batch without a stream has none of its term
+        self.latest: dict[str, Any] = {}  # of each metric: a batch without a stream has no value of its term
 
     def add(self, now: int, metrics: PyTree, faulty: int) -> None:
         """Takes a step's metrics, still being computed, and looks at those of the step RUN_AHEAD before."""
@@ -154,10 +154,10 @@ class StepWatcher:
             )
         counts = {"bad_steps": self.bad} if self.bad else {}
         counts |= {"unreadable": faulty} if faulty else {}
-        self.latest |= values
         if now % self.every == 0 or now == self.first or write:
-            self.logger.train(now, self.latest | counts)
+            self.logger.train(now, self.latest | values | counts)
             self._warn_of_collapse(now, values)
+        self.latest |= {} if bad else values
 
     def _warn_of_collapse(self, now: int, values: dict[str, Any]) -> None:
         """Says it once when embeddings become all the same, and once more if they do so again."""

@@ -236,7 +236,7 @@ def describe(config: ConfigDict, workdir: Path, mesh: Any, streams: Any, sources
 
 def _example(sent: dict[str, np.ndarray], streams: pipeline.Streams, chain: Any) -> str:
     data = jax.tree.leaves(sent["data"])[0]  # of ids and labels, the ids
-    if not sent["present"]:
+    if not sent["present"].any():
         return "missing"
     if "mask" in sent and streams.tokenizer is not None:
         ids = data[sent["mask"]]

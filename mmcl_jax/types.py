@@ -26,7 +26,8 @@ PyTree = Any
 class Stream:
     """One modality, or one view of it, for the whole batch.
 
-    Several candidates or clips per example are `data` [B, K, ...], `mask` [B, K, N], `present` [B, K].
+    Several candidates or clips per example are `data` [B, K, ...], `mask` [B, K, N], `present` [B, K]. By the latter
+    they are known: it must not be None then.
 
     Attributes:
         data: [B, ...] array, or a dict of such arrays (ids and labels, say).
@@ -72,6 +73,11 @@ def fold_candidates(stream: Stream) -> tuple[Stream, Callable[[Array], Array]]:
     b, k = jax.tree.leaves(stream.data)[0].shape[:2]
     folded = jax.tree.map(lambda x: x.reshape(b * k, *x.shape[2:]), stream)
     return folded, lambda x: x.reshape(b, k, *x.shape[1:])
+
+
+def first_clips(batch: Batch) -> dict[str, Stream]:
+    """The batch with the first of several candidates or clips of each example."""
+    return {k: jax.tree.map(lambda x: x[:, 0], s) if s.several else s for k, s in batch.items()}
 
 
 @struct.dataclass

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "profile": {"log", "types"},
     "step": ALL_BELOW_TRAIN,
     "predict": ALL_BELOW_TRAIN - {"config"} | {"items"},
-    "evals": {"analysis", "data", "items", "log", "predict"},
+    "evals": {"analysis", "data", "items", "log", "predict", "types"},
     "inherit": ALL_BELOW_TRAIN - {"config"} | {"predict"},
     "analysis": {"data", "evals", "items", "log", "predict", "method", "encoders", "types"},
     "build": ALL_BELOW_TRAIN | {"step", "predict", "inherit", "evals"},

@@ -26,36 +26,48 @@ def open_sources(config: Mapping[str, Any]) -> tuple[list[Any], list[float]]:
         ConfigError: if a weight is not positive.
     """
     configs = _named(config)
-    opened = [sources.make(c, ".".join(filter(None, ("data.train", k)))) for k, c in configs.items()]
+    opened = [sources.make(c, _where(k)) for k, c in configs.items()]
     for name, c in configs.items():
         if c.get("weight", 1.0) <= 0:
-            raise ConfigError(f"data.train.{name}.weight={c['weight']} must be positive; leave the source out instead.")
+            raise ConfigError(f"{_where(name)}.weight={c['weight']} must be positive; leave the source out instead.")
     weights = [c.get("weight", 1.0) * len(s) for c, s in zip(configs.values(), opened, strict=True)]
     return opened, [w / sum(weights) for w in weights]
 
 
-def held(config: Mapping[str, Any]) -> list[frozenset[str]]:
-    """The streams that batches of each source hold; those that none of its records has need not be sent and encoded.
+def held(config: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """The streams that batches of sources hold, where the config names them: the others are not sent and encoded.
 
     Args:
-        config: `config.data`. With mix="batches", `data.train.<source>.streams` names them; default: all.
+        config: `config.data`. With mix="batches", `data.train.<source>.streams` may name those that its records have.
+            A stream that is made like one of them (two views of one image, say) comes with it.
+
+    Returns:
+        "data.train.<source>" -> streams.
 
     Raises:
         ConfigError: for a stream that does not exist, or streams named of sources that share batches.
     """
-    found, every = [], frozenset(config["streams"])
+    found = {}
     for name, part in _named(config["train"]).items():
-        own = part.get("streams")
-        if own is not None and config.get("mix") != "batches":
+        where, own = _where(name), part.get("streams")
+        if own is None:
+            continue
+        if config.get("mix") != "batches":
             raise ConfigError(
-                f"data.train.{name}.streams names what batches of this source hold, but with data.mix="
-                f"{config.get('mix')!r} its records share them with others. Set data.mix='batches', or leave it out."
+                f"{where}.streams names what batches of this source hold, but with data.mix={config.get('mix')!r} its "
+                "records share them with others. Set data.mix='batches', or leave it out."
             )
-        for stream in own or ():
-            if stream not in every:
-                raise ConfigError(f"data.train.{name}.streams has {stream!r}{did_you_mean(stream, sorted(every))}")
-        found.append(every if own is None else frozenset(own))
+        if isinstance(own, str):
+            raise ConfigError(f"{where}.streams={own!r} must be a tuple: ({own!r},).")
+        for stream in own:
+            if stream not in config["streams"]:
+                raise ConfigError(f"{where}.streams has {stream!r}{did_you_mean(stream, sorted(config['streams']))}")
+        found[where] = frozenset(own)
     return found
+
+
+def _where(name: str) -> str:
+    return ".".join(filter(None, ("data.train", name)))
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -79,7 +91,9 @@ def mixed(config: Mapping[str, Any], parts: Sequence[Any], weights: Sequence[flo
     how = config.get("mix") or "records"  # runs from before there was such a key have none
     if how not in WAYS:
         raise ConfigError(f"data.mix={how!r} does not exist{did_you_mean(str(how), WAYS)}")
-    return Mixed(parts, weights, seed, batch if how == "batches" else 1, held(config))
+    own = held(config)
+    streams = [own.get(_where(name)) for name in _named(config["train"])] if own else None
+    return Mixed(parts, weights, seed, batch if how == "batches" else 1, streams)
 
 
 class Mixed:
@@ -92,7 +106,7 @@ class Mixed:
         weights: their shares.
         seed: of the run.
         block: records in a row that come from one source.
-        streams: what is made of records of each source; None = all that there is.
+        streams: what is made of the records of each source, None = all that there is; None = all of every source.
     """
 
     def __init__(
@@ -101,7 +115,7 @@ class Mixed:
         weights: Sequence[float],
         seed: int,
         block: int = 1,
-        streams: Sequence[frozenset[str]] | None = None,
+        streams: Sequence[frozenset[str] | None] | None = None,
     ):
         import grain
 

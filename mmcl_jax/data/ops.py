@@ -199,6 +199,8 @@ def center_excerpt(samples: np.ndarray, length: int) -> np.ndarray:
 
 def excerpts(samples: np.ndarray, length: int, n: int) -> dict[str, np.ndarray]:
     """`n` stretches [n, length], evenly from the first to the last; their embeddings are averaged in evaluation."""
+    if n < 1:
+        raise ValueError(f"excerpts({length}, {n}): there must be one, at least")
     if len(samples) <= length or n == 1:  # there is but one
         clips = np.stack([center_excerpt(samples, length)] * n)
         return {"data": clips, "present": np.arange(n) < 1}

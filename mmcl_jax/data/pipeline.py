@@ -214,10 +214,9 @@ class Pipeline:
     def __getitem__(self, i: int) -> Element:
         b = self.batch // self.processes
         position = (i // b) * self.batch + self.process * b + i % b
-        record = self.streams.prepared(read(self.records, position), position)
         wanted = self.records.streams_at(position)
         names = self.streams.spec if wanted is None else sorted({self.streams.source_of[name] for name in wanted})
-        return self.streams.element_of(*record, position, names)
+        return self.streams.element_of(*self.streams.prepared(read(self.records, position), position), position, names)
 
     def batches(self, step: int, threads: int = 2, prefetch: int = 4, workers: int = 0) -> Iterator[Element]:
         """Batches of this process from `step` on; nothing else is needed to resume.
@@ -372,7 +371,8 @@ def _captions(config: Any, opened: list[Any], limit: int = 1_000_000) -> Iterato
 
 def _arrays(value: Any) -> dict[str, Any]:
     """What a stream's host half makes of a field, as arrays; of several clips, it says itself which are there."""
-    return {"present": np.True_} | (value if isinstance(value, dict) else {"data": _narrow(value)})
+    value = value if isinstance(value, dict) else {"data": value}
+    return {"present": np.True_} | each(_narrow, value)
 
 
 def _narrow(value: Any) -> np.ndarray:

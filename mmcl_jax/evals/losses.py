@@ -12,6 +12,7 @@ from mmcl_jax.data import sources
 from mmcl_jax.evals.embeddings import check_streams
 from mmcl_jax.named import ConfigError
 from mmcl_jax.predict import Predictor
+from mmcl_jax.types import first_clips
 
 
 @functools.cache
@@ -20,7 +21,8 @@ def _losses(names: tuple[str, ...]) -> Callable:
 
     def losses(method, params, extra, batch, ctx):
         rows = batch[names[0]].rows
-        total, (_, metrics) = method.loss(params, extra, {name: batch[name] for name in names}, ctx)
+        batch = first_clips({name: batch[name] for name in names})  # as in training, which takes one
+        total, (_, metrics) = method.loss(params, extra, batch, ctx)
         return {k: jnp.full(rows, v, jnp.float32) for k, v in {"loss": total, **metrics}.items()}
 
     return losses

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mmcl_jax.data import sources
@@ -20,8 +21,9 @@ from mmcl_jax.evals import labelled, linear
 from mmcl_jax.evals.embeddings import check_finite, check_streams
 from mmcl_jax.evals.knn import unit
 from mmcl_jax.evals.retrieval import ranks, summary
-from mmcl_jax.named import ConfigError, did_you_mean
-from mmcl_jax.predict import Predictor
+from mmcl_jax.named import ConfigError, checked, did_you_mean
+from mmcl_jax.predict import Predictor, fused, sample_batch
+from mmcl_jax.types import Ctx
 
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -38,26 +40,29 @@ def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
 def _fused(modalities: tuple[str, ...]) -> Callable:
     """The function of a model that gives each subset's vectors, and which modalities an example has."""
 
-    def fused(method, params, extra, batch, ctx):
+    def of_subsets(method, params, extra, batch, ctx):
         vectors = {
             "+".join(s): method.fuse(params, extra, {m: batch[m] for m in s}, ctx)[0] for s in subsets(modalities)
         }
         return {"vectors": vectors, "present": {m: batch[m].is_present() for m in modalities}}
 
-    return fused
+    return of_subsets
 
 
 def check_modalities(predictor: Predictor, modalities: Sequence[str], where: str) -> None:
-    """Refuses streams that `Method.fuse` would pass over: those that are no encoder's by its very name.
+    """Refuses streams that `Method.fuse` would pass over, those that are no encoder's by its very name, or can't take.
 
     Raises:
-        ConfigError: with the encoders.
+        ConfigError: with the encoders, or what the method says.
     """
     for name in modalities:
         if name not in predictor.method.encoders:
             raise ConfigError(
                 f"{where}.modalities: {name!r} has no encoder{did_you_mean(name, predictor.method.encoders)}"
             )
+    sample = sample_batch(predictor.streams, predictor.device)
+    fuse = functools.partial(fused(tuple(modalities)), predictor.method, batch=sample, ctx=Ctx())
+    checked(where, jax.eval_shape, fuse, predictor.params, predictor.extra)
 
 
 def check(

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,9 +28,9 @@ from mmcl_jax import parallel
 from mmcl_jax.encoders.joint import Joint
 from mmcl_jax.encoders.readouts import SharedMlp
 from mmcl_jax.losses import in_batch_accuracy, joint_negatives, nt_xent
-from mmcl_jax.method import Method, check_single, first_clips, mean_of_present, weights_of_terms
+from mmcl_jax.method import Method, check_single, mean_of_present, weights_of_terms
 from mmcl_jax.named import ConfigError
-from mmcl_jax.types import Array, Batch, Stream
+from mmcl_jax.types import Array, Batch, Stream, first_clips
 
 NEGATIVES = ("all", "joint")
 JOINTS = ("all", "present")
@@ -108,8 +107,6 @@ class Gmc(Method):
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     target: str
 
-    partial: ClassVar[bool] = True
-
     @property
     def streams(self):
         """All modalities, and what is predicted of them."""
@@ -124,6 +121,15 @@ class Gmc(Method):
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities, in alphabetical order."""
         return tuple(sorted(set(self.encoders) - {"joint"}))
+
+    @property
+    def enough(self) -> int:
+        """How many modalities z_J is made from, at least."""
+        return len(self.modalities) if self.joint == "all" else 2
+
+    def trains_on(self, names):
+        """Whether z_J can be made."""
+        return len(set(self.modalities) & set(names)) >= self.enough
 
     def init(self, rng, batch):
         """Encoders and head, and the head for what is predicted."""
@@ -170,10 +176,9 @@ class Gmc(Method):
         """The batch with a stream "joint", whose data is those of all modalities; without it, where none can be."""
         parts = {name: batch[name] for name in self.modalities if name in batch}
         check_single(self, parts, "the joint encoder reads one of each modality", "data.eval_streams")
-        enough = len(self.modalities) if self.joint == "all" else 2
-        if len(parts) < enough:
+        if not self.trains_on(parts):
             return batch
-        present = sum(s.is_present().astype(jnp.int32) for s in parts.values()) >= enough
+        present = sum(s.is_present().astype(jnp.int32) for s in parts.values()) >= self.enough
         # What doesn't count for z_J must not get into batch statistics of its trunks.
         parts = {name: s.replace(present=s.is_present() & present) for name, s in parts.items()}
         return {**batch, "joint": Stream(data=parts, present=present)}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -76,8 +76,6 @@ class ImageBind(Method):
     scales: Mapping[str, float]
     weights: Mapping[str, float]
 
-    partial: ClassVar[bool] = True
-
     @property
     def streams(self):
         """The hub, and what is bound to it."""
@@ -87,6 +85,10 @@ class ImageBind(Method):
     def spaces(self):
         """One space for all modalities."""
         return {"all": tuple(sorted(self.encoders))}
+
+    def trains_on(self, names):
+        """Whether there is the hub, and something that is bound to it."""
+        return self.hub in names and not set(self.scales).isdisjoint(names)
 
     def loss(self, params, extra, batch, ctx):
         """Symmetric InfoNCE of each modality with the hub, over the pairs of which both sides are there."""

@@ -20,7 +20,7 @@ import optax
 
 from mmcl_jax import parallel
 from mmcl_jax.encoders.readouts import Linear
-from mmcl_jax.method import Method, mean_of_present
+from mmcl_jax.method import Method, mean_of_clips, mean_of_present
 from mmcl_jax.named import ConfigError
 from mmcl_jax.types import Array
 
@@ -100,7 +100,8 @@ class LateFusion(Method):
         encoded, extra = self.encode(params, extra, streams, ctx)
         h = {}
         for name, e in encoded.items():
-            h[name], extra = self.apply(f"{name}_readout", params, extra, e, ctx, streams[name].present)
+            out, extra = self.apply(f"{name}_readout", params, extra, e, ctx, streams[name].present)
+            h[name] = mean_of_clips(out, streams[name])
         return mean_of_present([*h.values()], [streams[name].is_present() for name in h])[0], extra
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -65,8 +65,6 @@ class Pairwise(Method):
     scale_max: float
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
-    partial: ClassVar[bool] = True
-
     @property
     def streams(self):
         """All modalities."""
@@ -76,6 +74,10 @@ class Pairwise(Method):
     def spaces(self):
         """One space for all modalities."""
         return {"all": self.streams}
+
+    def trains_on(self, names):
+        """Whether there is a pair."""
+        return len(set(self.streams) & set(names)) >= 2
 
     def init(self, rng, batch):
         """Encoders, readouts and the log of the scale."""

@@ -393,5 +393,10 @@ def test_batches_hold_what_their_source_has():
     config["train"] = {"a": parts["text"] | {"streams": ("image", "tezt")}, "b": parts["tags"]}
     with pytest.raises(ConfigError, match="data.train.a.streams has 'tezt'; did you mean 'text'"):
         mix.held(config)
-    with pytest.raises(ConfigError, match="Set data.mix='batches'"):
+    with pytest.raises(ConfigError, match="data.train.a.streams names .* Set data.mix='batches'"):
         mix.held(config | {"mix": None})
+    with pytest.raises(ConfigError, match="data.train.streams names what"):
+        mix.held({"train": sparse["text"], "streams": streams})
+    with pytest.raises(ConfigError, match=r"data.train.a.streams='image' must be a tuple: \('image',\)"):
+        mix.held(config | {"train": {"a": parts["text"] | {"streams": "image"}}})
+    assert mix.mixed(config | {"train": parts}, opened, weights, 3, 8).streams is None, "nothing is asked per record"

@@ -187,7 +187,7 @@ def test_a_run_that_starts_from_another_takes_statistics_and_its_twin_from_there
     assert not state.params["image"]["stem"]["kernel"].is_deleted()
 
 
-@pytest.mark.parametrize("method", ["gmc", "pairwise"])
+@pytest.mark.parametrize("method", ["gmc", "pairwise", "late_fusion"])
 def test_a_sound_is_the_mean_of_its_clips(tmp_path, repository, method):
     """Once they are unit vectors; pooled features as they are; a short sound has but one; also with 8 devices."""
     log_mel = "log_mel(8000, mels=16)|standardize(-5, 3)"
@@ -211,14 +211,25 @@ def test_a_sound_is_the_mean_of_its_clips(tmp_path, repository, method):
         assert (one[0] @ one[1:3].T < 0.9999).all(), "the clips differ"
         pooled, one = predictor._of_values({"audio": sounds, "audio/one": [*clips, sounds[1]]}, "pooled").values()
         np.testing.assert_allclose(pooled, [one[:3].mean(0), one[3]], atol=1e-5)
-        if method == "pairwise":  # what is represented by several streams
-            text = predictor.embed(tags=[record["tags"]] * 2)["tags"]
+        if method != "gmc":  # what is represented by several streams
             both = predictor.fuse(audio=[sounds[0], None], tags=[record["tags"]] * 2)
-            np.testing.assert_allclose(both, [(text[0] + found[0]) / 2, text[1]], atol=1e-6)
+            alone = predictor.fuse(audio=[sounds[0], None]), predictor.fuse(tags=[record["tags"]] * 2)
+            np.testing.assert_allclose(both, [(alone[0][0] + alone[1][0]) / 2, alone[1][1]], atol=1e-6)
+            if method == "pairwise":
+                np.testing.assert_allclose(alone[0][0], found[0], atol=1e-6)
         else:
             with pytest.raises(ConfigError, match="data.eval_streams.audio gives 3 clips of an example, but the joint"):
                 predictor.fuse(audio=[sounds[0]], tags=[record["tags"]])
     with config.unlocked():
-        config.data.streams.audio = config.data.eval_streams.audio
+        data = dict(source="synthetic", size=300, split="test", modalities=("image", "audio", "tags"))
+        names = ("image", "audio", "tags")
+        if method == "gmc":
+            config.evals.left = dict(name="missing", data=data, fit=data, modalities=names)
+            with pytest.raises(ConfigError, match="data.eval_streams.audio gives 3 clips"):
+                build(config, tmp_path / "b", make_mesh("1"))
+        elif method == "pairwise":  # losses take one, as in training
+            found = evals.run(predictor, "held", dict(name="losses", data=data))
+            assert np.isfinite(found["audio_image"]) and found["audio_image"] > 0
+        config.data.streams.audio, config.evals = config.data.eval_streams.audio, {}
     with pytest.raises(ConfigError, match="data.streams.audio gives 3 clips of an example, but training takes one"):
         build(config, tmp_path / "b", make_mesh("1"))
