@@ -29,10 +29,13 @@ def check(
     to: str = "image",
     label: str = "label",
     title: str = "label",
+    weight: float = 1.0,
     limit: int = 0,
 ) -> list[Any]:
     """Refuses streams and fields that are not there; see `evals.check`."""
     check_streams(predictor.streams, (to, added), where)
+    if weight <= 0:
+        raise ConfigError(f"{where}.weight={weight} must be positive: it is what the added vector is multiplied by.")
     source = sources.make(data, f"{where}.data")
     records = first_records(predictor.streams, source)
     for field in (label, title):
@@ -48,6 +51,7 @@ def run(
     to: str = "image",
     label: str = "label",
     title: str = "label",
+    weight: float = 1.0,
     limit: int = 0,
 ) -> dict[str, float]:
     """The evaluator: to each image the sound of another record is added.
@@ -59,6 +63,7 @@ def run(
         to: stream of the images.
         label: field of the class; images without one are of no class.
         title: field that tells in the picture, `arithmetic.png`, what is added.
+        weight: of the added vector; images lie nearer to each other than to sounds, so that 1 may be too little.
         limit: only so many records; 0 = all.
 
     Returns:
@@ -81,7 +86,7 @@ def run(
     same = (classes[:, None] == classes) & known
     np.fill_diagonal(same, False)
     results: dict[str, float] = {"n": n, "class_chance": float(same[known].mean() * n / (n - 1))}
-    for prefix, query in (("", z[to] + z[added][other]), (f"{to}/", z[to]), (f"{added}/", z[added][other])):
+    for prefix, query in (("", z[to] + weight * z[added][other]), (f"{to}/", z[to]), (f"{added}/", z[added][other])):
         nearest = near(query, z[to], 5)
         hit = nearest == other[:, None]
         results |= {f"{prefix}R@1": float(hit[:, 0].mean()), f"{prefix}R@5": float(hit.any(1).mean())}

@@ -167,6 +167,7 @@ def arithmetic(
     to: str = "image",
     label: str = "label",
     title: str = "label",
+    weight: float = 1.0,
     rows: int = 6,
     best: int = 5,
 ) -> None:
@@ -178,7 +179,7 @@ def arithmetic(
     if not out:
         return
     source, other = sources.make(data, "evals data"), sums.partners(len(owners))
-    nearest = sums.near(z[to] + z[added][other], z[to], best)
+    nearest = sums.near(z[to] + weight * z[added][other], z[to], best)
     image_of, names = _images(predictor, source, to), sources.class_names(source, title)
     queries = _evenly(len(owners), rows)
     figure, axes = _grid(len(queries), best + 2, 1.25 * best + 3.2)
@@ -197,7 +198,7 @@ def arithmetic(
 PICTURES: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "retrieval": (retrieval, ("data", "limit")),
     "knn": (neighbours, ("data", "limit", "fit", "label", "stream", "features")),
-    "arithmetic": (arithmetic, ("data", "limit", "added", "to", "label", "title")),
+    "arithmetic": (arithmetic, ("data", "limit", "added", "to", "label", "title", "weight")),
 }
 
 

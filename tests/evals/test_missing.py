@@ -123,6 +123,10 @@ def test_an_image_plus_a_sound_finds_both(predictor, tmp_path):
     np.testing.assert_allclose(found["R@5"], np.mean(hits), atol=2 / n)
     np.testing.assert_allclose(found["class@5"], np.mean(same), atol=2 / n)
     assert found["image/class@5"] > found["class@5"] > found["audio/class@5"] and found["R@5"] > found["image/R@5"]
+    heavy = evals.run(predictor, "sum", dict(name="arithmetic", weight=1e6, **how))
+    assert heavy["R@5"] == heavy[f"{how['added']}/R@5"], "an image without weight is none"
+    with pytest.raises(ConfigError, match="sum.weight=0 must be positive"):
+        evals.check(predictor, {"sum": dict(name="arithmetic", weight=0, **how)})
     part = {"sum": dict(name="arithmetic", limit=60, **how)}
     assert figures.of_evaluations(predictor, part, TRAIN, tmp_path) == ["arithmetic.png"]
     assert (tmp_path / "arithmetic.png").stat().st_size > 20_000
