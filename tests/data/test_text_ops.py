@@ -178,6 +178,10 @@ def test_nested_arrays_reach_the_device(tmp_path):
     )
     arrays = again.one("text/v0", TEXTS)
     assert arrays["data"]["labels"].shape == (12,)
+    older = {k: {part: v for part, v in s.items() if part != "present"} for k, s in streams.spec.items()}
+    (tmp_path / "older.json").write_text(json.dumps(pipeline.each(lambda v: [v.dtype.name, list(v.shape)], older)))
+    again.read_spec(tmp_path / "older.json")  # of a run from before there could be several clips
+    assert not again.one_or_none("text/v0", None)["present"] and again.one_or_none("text/v0", TEXTS)["present"]
 
 
 def test_a_missing_text_is_zeros_and_a_misfit_is_told():
