@@ -1,5 +1,6 @@
 """Losses: pure functions of the global batch. See `info_nce` for the signature that they share."""
 
+from mmcl_jax.losses.gap import easy_nce, uniformity
 from mmcl_jax.losses.predictive import masked_tokens, simsiam
 from mmcl_jax.losses.queues import queue_accuracy, queue_margin, queue_nce, queue_tag_nce
 from mmcl_jax.losses.sigmoid import sigmoid
@@ -10,6 +11,7 @@ from mmcl_jax.losses.unit import unit
 from mmcl_jax.losses.views import joint_negatives, nt_xent
 
 __all__ = [
+    "easy_nce",
     "in_batch_accuracy",
     "info_nce",
     "joint_negatives",
@@ -25,5 +27,6 @@ __all__ = [
     "spread",
     "tokenwise_accuracy",
     "tokenwise_nce",
+    "uniformity",
     "unit",
 ]

@@ -2,10 +2,12 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from mmcl_jax.analysis import geometry, modality_gap
+from mmcl_jax.losses import easy_nce, info_nce, nt_xent, uniformity, unit
 from tests.golden.reference import load
 
 G = load("modality_gap")
@@ -52,10 +54,31 @@ def test_zero_shot_along_the_gap():
     np.testing.assert_allclose(modality_gap.zero_shot_curve(*rows, G["zeroshot_delta_grid"]), G["zeroshot_top1"])
 
 
+def first_pairs():
+    """How many of the pairs the ablations' losses are of."""
+    return next(int(found[1]) for found in map(re.compile(r"ablation_first(\d+)_").match, G) if found)
+
+
+def test_losses_of_the_ablations(ctx):
+    n = first_pairs()
+    scale = float(next(re.search(r"_scale(\d+)$", k)[1] for k in G if k.startswith("ablation_")))
+    expected = {
+        re.sub(r"ablation_first\d+_|_loss_scale\d+", "", k): v for k, v in G.items() if k.startswith("ablation_")
+    }
+    found = {
+        "ce": jax.jit(lambda x, y: ctx.over_batch(info_nce)(unit(x), unit(y), scale=scale))(X[:n], Y[:n]),
+        "dual_ce": jax.jit(lambda x, y: ctx.over_batch(nt_xent)(unit(x), unit(y), scale=scale))(X[:n], Y[:n]),
+        "remove_hard_ce": jax.jit(lambda x, y: ctx.over_batch(easy_nce)(unit(x), unit(y), scale=scale))(X[:n], Y[:n]),
+    }
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=2e-6, err_msg=name)
+    value = jax.jit(lambda x: ctx.over_batch(uniformity)(unit(x)))(X[:n])
+    np.testing.assert_allclose(value, G["uniformity_t2_image"], rtol=1e-6)
+
+
 def test_alignment_and_uniformity():
-    n = next(
-        int(found[1]) for found in map(re.compile(r"ablation_first(\d+)_").match, G) if found
-    )  # of the first pairs
+    n = first_pairs()
     np.testing.assert_allclose(geometry.alignment(X[:n], Y[:n]), G["alignment_alpha2"], rtol=1e-6)
     np.testing.assert_allclose(geometry.uniformity(X[:n]), G["uniformity_t2_image"], rtol=1e-6)
 

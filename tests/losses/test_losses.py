@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmcl_jax.losses import in_batch_accuracy, info_nce, nt_xent, sigmoid, spread, unit
+from mmcl_jax.losses import easy_nce, in_batch_accuracy, info_nce, nt_xent, sigmoid, spread, uniformity, unit
 
 
 def numpy_info_nce(x, y, present, scale):
@@ -34,7 +34,31 @@ def numpy_nt_xent(x, y, present, scale):
     return (np.log(np.exp(logits).sum(1)) - logits[np.arange(2 * n), (np.arange(2 * n) + n) % (2 * n)]).mean()
 
 
+def numpy_easy_nce(x, y, present, scale):
+    x, y = x[present].astype(np.float64), y[present].astype(np.float64)
+    found = []
+    for logits in (scale * x @ y.T, scale * y @ x.T):
+        right = logits.argmax(1) == np.arange(len(x)) if len(x) else np.zeros(0, bool)
+        losses = np.log(np.exp(logits).sum(1)) - np.diag(logits)
+        found.append(losses[right].mean() if right.any() else 0.0)
+    return np.mean(found)
+
+
+def uniformities(x, y, present=None, *, scale, axis=None):
+    return scale * (uniformity(x, present, axis=axis) + uniformity(y, present, t=1.0, axis=axis))
+
+
+def numpy_uniformities(x, y, present, scale):
+    n, total = present.sum(), 0.0
+    for z, t in ((x[present].astype(np.float64), 2.0), (y[present].astype(np.float64), 1.0)):
+        distances = np.square(z[:, None] - z[None]).sum(-1)[~np.eye(n, dtype=bool)]
+        total += np.log(np.exp(-t * distances).mean()) if n > 1 else 0.0
+    return scale * total
+
+
 LOSSES = {
+    "easy_nce": (easy_nce, numpy_easy_nce, {}),
+    "uniformity": (uniformities, numpy_uniformities, {}),
     "info_nce": (info_nce, numpy_info_nce, {}),
     "nt_xent": (nt_xent, numpy_nt_xent, {}),
     "sigmoid": (sigmoid, numpy_sigmoid, {"bias": jnp.float32(-10.0)}),
