@@ -21,7 +21,9 @@ def base() -> ConfigDict:
             method=dict(name=""),  # and the arguments of its make()
             encoders=dict(),  # modality -> name of a file in mmcl_jax/encoders, and the arguments of its make()
             data=dict(
-                train=dict(),  # a source, or several by name; weight=2 lets one's records come twice as often
+                # A source, or several by name; weight=2 lets one's records come twice as often. With mix="batches",
+                # streams=("image", "text") says what batches of one hold.
+                train=dict(),
                 mix=None,  # of several sources: None = by records, "batches" = batches of one source each
                 record="",  # ops on the whole record, before the streams
                 eval_record=None,  # the same for evaluation; None = those of training
