@@ -101,6 +101,31 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(hsic(x, y) / max(np.sqrt(hsic(x, x) * hsic(y, y)), 1e-30))
 
 
+def separability(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
+    """How well a line tells two modalities apart: accuracy of a logistic regression on the half it has not seen.
+
+    Args:
+        x: [N, D] of one modality.
+        y: [M, D] of the other.
+        seed: of the halves.
+
+    Returns:
+        Mean over both modalities: 0.5 where they lie in one place, 1 where they are apart.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+
+    x, y = _rows(x, 4), _rows(y, 4)
+    rng = np.random.default_rng(seed)
+    halves = [np.array_split(rng.permutation(len(z)), 2) for z in (x, y)]
+    (fit, fit_labels), (held, labels) = (
+        (np.concatenate([x[halves[0][i]], y[halves[1][i]]]), np.repeat([0, 1], [len(h[i]) for h in halves]))
+        for i in range(2)
+    )
+    model = LogisticRegression(C=100.0, max_iter=1000, class_weight="balanced").fit(fit, fit_labels)
+    return float(balanced_accuracy_score(labels, model.predict(held)))
+
+
 def cones_by_depth(
     x: np.ndarray, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], activation: str = "relu"
 ) -> list[float]:

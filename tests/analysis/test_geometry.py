@@ -46,6 +46,12 @@ def test_kernel_alignment_does_not_see_rotations_and_scale():
     assert geometry.cka(SPREAD, SPREAD[:, :8]) == pytest.approx(0.5**0.5, abs=0.02), "half of the directions"
 
 
+def test_modalities_that_lie_apart_can_be_told_apart():
+    apart = SPREAD[:200] + 5, SPREAD[200:400] - 5
+    assert geometry.separability(*apart) == 1
+    assert abs(geometry.separability(SPREAD[:1000], SPREAD[1000:]) - 0.5) < 0.06
+
+
 def test_untrained_networks_make_cones_and_straight_ones_do_not():
     weights, biases = geometry.random_network(np.random.default_rng(1), width=128, depth=12)
     x = RNG.normal(size=(200, 128))
