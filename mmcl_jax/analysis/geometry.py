@@ -32,7 +32,7 @@ def cone(x: np.ndarray) -> dict[str, float]:
     Raises:
         ValueError: for fewer than two rows.
     """
-    z = _rows(x, 2)
+    z = rows_of(x, 2)
     found = [(others.sum(), others.min()) for others in _cosines(z)]
     total, least = (np.array(values) for values in zip(*found, strict=True))
     return {
@@ -50,7 +50,7 @@ def alignment(x: np.ndarray, y: np.ndarray, alpha: float = 2.0) -> float:
 
 def uniformity(x: np.ndarray, t: float = 2.0) -> float:
     """The log of the mean of exp(-t |x_i - x_j|^2) over i != j (arXiv 2005.10242); lower = more spread."""
-    z = _rows(x, 2)
+    z = rows_of(x, 2)
     total = sum(np.exp(2 * t * (others - 1)).sum() for others in _cosines(z))  # |a - b|^2 = 2 - 2 a . b
     return float(np.log(total / (len(z) * (len(z) - 1))))
 
@@ -69,7 +69,7 @@ def collapse(x: np.ndarray) -> dict[str, float]:
         "std": the deviation of features over rows, times sqrt(D): 1 all over the sphere, 0 where all rows are the same;
         "rank", the effective rank of the rows without their mean; "dead", the share of features that hardly change.
     """
-    z = _rows(x, 2)
+    z = rows_of(x, 2)
     deviation = z.std(0) * np.sqrt(z.shape[1])
     return {
         "std": float(deviation.mean()),
@@ -115,7 +115,7 @@ def separability(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score
 
-    x, y = _rows(x, 4), _rows(y, 4)
+    x, y = rows_of(x, 4), rows_of(y, 4)
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(z)), 2) for z in (x, y)]
     (fit, fit_labels), (held, labels) = (
@@ -163,7 +163,7 @@ def pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: if they are not of one shape, there is none, or some number is not finite.
     """
-    x, y = _rows(x, 1), _rows(y, 1)
+    x, y = rows_of(x, 1), rows_of(y, 1)
     if x.shape != y.shape:
         raise ValueError(f"row i of x and of y are a pair; shapes are {x.shape} and {y.shape}.")
     return x, y
@@ -176,7 +176,12 @@ def _cosines(z: np.ndarray) -> Iterator[np.ndarray]:
         yield cosines[np.arange(len(z)) != np.arange(start, start + len(cosines))[:, None]]
 
 
-def _rows(x: np.ndarray, least: int) -> np.ndarray:
+def rows_of(x: np.ndarray, least: int) -> np.ndarray:
+    """Unit vectors [N, D], float64.
+
+    Raises:
+        ValueError: if they are not of that form, fewer than `least`, or not finite.
+    """
     x = _finite(x)
     if len(x) < least:
         raise ValueError(f"{len(x)} rows; at least {least} are needed.")
