@@ -13,6 +13,7 @@ mislabelled pairs their loss has one, for it lies half-way between those of none
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,35 @@ SCALES = (1.0, 10.0, 20.0, 50.0, 100.0)  # 1 / temperature
 ALONG = ("gap", "unit")
 SIDES = ("both", "x")
 ANGLES = np.pi * np.array([0, 1, 0.5, 1.5, 0.25, 0.75, 1.75, 1.25, 1.53])  # of the simulation's pairs
+
+
+def read_pairs(a: str | Path, b: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of two modalities from files, row i of both of one example.
+
+    Args:
+        a: an .npz as `mmcl embed` writes it (`id` [M], `embedding` [M, D]), or an .npy [N, D].
+        b: likewise. Rows of two .npz are paired by id, the first of each; of .npy by their place.
+
+    Raises:
+        ValueError: if a file holds something else, or there is no pair.
+    """
+    (ids_a, x), (ids_b, y) = (_read(Path(p)) for p in (a, b))
+    if ids_a is None or ids_b is None:
+        return pairs(x, y)
+    _, rows_a, rows_b = np.intersect1d(ids_a, ids_b, return_indices=True)
+    if not len(rows_a):
+        raise ValueError(f"{a} and {b} have no id in common; the first are {ids_a[0]!r} and {ids_b[0]!r}.")
+    return pairs(x[rows_a], y[rows_b])
+
+
+def _read(path: Path) -> tuple[np.ndarray | None, np.ndarray]:
+    with path.open("rb") as file:
+        found = np.load(file)
+        if isinstance(found, np.ndarray):
+            return None, found
+        if not {"id", "embedding"} <= set(found.files):
+            raise ValueError(f"{path} holds {found.files}; needed are the arrays id and embedding.")
+        return found["id"], found["embedding"]
 
 
 def gap(x: np.ndarray, y: np.ndarray) -> dict[str, float]:

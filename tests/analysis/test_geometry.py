@@ -83,6 +83,25 @@ def test_shifts_to_the_middle_and_beyond():
     assert modality_gap.signed_size(alone, y, modality_gap.vector(x, y)) < modality_gap.gap(x, y)["size"]
 
 
+def test_embeddings_from_files_are_paired_by_id(tmp_path):
+    x, y = RNG.normal(size=(5, 3)), RNG.normal(size=(4, 3))
+    np.savez(tmp_path / "image.npz", id=np.array(["a", "b", "c", "c", "d"]), embedding=x)
+    np.savez(tmp_path / "text.npz", id=np.array(["d", "c", "e", "a"]), embedding=y)
+    found = modality_gap.read_pairs(tmp_path / "image.npz", tmp_path / "text.npz")
+    for rows, expected in zip(found, (x[[0, 2, 4]], y[[3, 1, 0]]), strict=True):
+        np.testing.assert_allclose(rows, expected / np.linalg.norm(expected, axis=1, keepdims=True))
+    np.save(tmp_path / "x.npy", x[:4])
+    np.save(tmp_path / "y.npy", y)
+    again = modality_gap.gap(*modality_gap.read_pairs(tmp_path / "x.npy", tmp_path / "y.npy"))
+    assert again == pytest.approx(modality_gap.gap(x[:4], y))
+    np.savez(tmp_path / "other.npz", vectors=x)
+    with pytest.raises(ValueError, match="needed are the arrays id and embedding"):
+        modality_gap.read_pairs(tmp_path / "image.npz", tmp_path / "other.npz")
+    np.savez(tmp_path / "none.npz", id=np.array(["z"]), embedding=x[:1])
+    with pytest.raises(ValueError, match="no id in common; the first are 'a' and 'z'"):
+        modality_gap.read_pairs(tmp_path / "image.npz", tmp_path / "none.npz")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
