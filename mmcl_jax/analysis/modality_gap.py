@@ -43,7 +43,7 @@ def read_pairs(a: str | Path, b: str | Path) -> tuple[np.ndarray, np.ndarray]:
         return pairs(x, y)
     _, rows_a, rows_b = np.intersect1d(ids_a, ids_b, return_indices=True)
     if not len(rows_a):
-        raise ValueError(f"{a} and {b} have no id in common; the first are {ids_a[0]!r} and {ids_b[0]!r}.")
+        raise ValueError(f"{a} and {b} have no id in common; the first are {str(ids_a[0])!r} and {str(ids_b[0])!r}.")
     return pairs(x[rows_a], y[rows_b])
 
 
