@@ -13,36 +13,34 @@ temperature that falls from 1 to 1 / 50. The gap is measured on concepts trained
 
 from . import common, emoji
 
-FIXED = {f"t{scale}": scale for scale in (1, 10, 20, 30, 50, 100)}
-CHOICES = {
-    "plain": dict(),
-    "all": dict(negatives="all"),
-    "easy": dict(negatives="easy"),
-    "uniform": dict(uniformity=0.5),
-    "turn": dict(turn=True),
-    "warm": dict(scale_init=1.0, scale_end=50.0, scale_steps=800),
-}
-VARIANTS = (*CHOICES, *FIXED)
+VARIANTS = {  # arguments of the method; or 1 / temperature, fixed
+    "plain": {},
+    "all": {"negatives": "all"},
+    "easy": {"negatives": "easy"},
+    "uniform": {"uniformity": 0.5},
+    "turn": {"turn": True},
+    "warm": {"scale_init": 1.0, "scale_end": 50.0, "scale_steps": 800},
+    "t1": 1.0, "t10": 10.0, "t20": 20.0, "t30": 30.0, "t50": 50.0, "t100": 100.0,
+}  # fmt: skip
 
 
 def get_config(arg: str = "plain"):
     """Variants: plain, all, easy, uniform, turn, warm; t1, t10, t20, t30, t50, t100, after a run of CLIP; tiny."""
-    common.variant(dict.fromkeys(VARIANTS), arg, default="plain")
+    chosen = common.variant(VARIANTS, arg, default="plain")
     c = common.base()
     c.method = dict(name="clip_gap", embed_dim=128)
     c.encoders.image, c.encoders.text = emoji.image_tower(), emoji.text_tower()
     c = emoji.finish(c, "tiny" if arg == "tiny" else "", statistics="clip")
     with c.unlocked():
-        if arg == "tiny":  # all that there is
-            c.method.update(uniformity=0.1, turn=True)
+        if arg == "tiny":
+            c.method.update(negatives="all", uniformity=0.1)
             return c
-        if arg in FIXED:
-            scale = float(FIXED[arg])
-            c.method.update(scale_init=scale, scale_min=scale, scale_max=scale)
+        if isinstance(chosen, float):
+            c.method.update(scale_init=chosen, scale_min=chosen, scale_max=chosen)
             c.steps = 400
             c.optim.update(lr=3e-4, warmup=20)
         else:
-            c.method.update(CHOICES[arg])
+            c.method.update(chosen)
         c.eval_every = 0
         for name in ("seen", "unseen"):
             c.evals[f"{name}_gap"] = dict(name="gap", data=c.evals[name].data)

@@ -12,8 +12,8 @@ with x and y the unit vectors of images and texts, and each of these a choice; w
 - `turn`: R is the rotation of texts onto images at the start (Procrustes), kept from there on: "fix init"; else 1.
 
 Losses are checked against the official code (8e20cb2). Deviations: R comes from the first batch, theirs from all
-training pairs; where there are fewer pairs than dimensions, it is one of several. Their temperatures are fixed; the
-straight line is ours.
+training pairs, and a batch with fewer pairs than dimensions, which has no single R, is refused. Their temperatures are
+fixed; the straight line is ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mmcl_jax import parallel
 from mmcl_jax.losses import easy_nce, in_batch_accuracy, info_nce, nt_xent, uniformity
 from mmcl_jax.losses.softmax import product
 from mmcl_jax.methods import clip
-from mmcl_jax.named import did_you_mean
+from mmcl_jax.named import ConfigError, did_you_mean
 from mmcl_jax.types import Array
 
 NEGATIVES = {"across": info_nce, "all": nt_xent, "easy": easy_nce}
@@ -94,6 +94,11 @@ class ClipGap(clip.Clip):
         x, y = z["image"], z["text"]
         present = batch["image"].is_present() & batch["text"].is_present()
         if self.turn:
+            if len(x) < x.shape[1]:
+                raise ConfigError(
+                    f"method.turn: the first batch has {len(x)} pairs, embed_dim={x.shape[1]}; the rotation is not "
+                    "determined by so few. Set a larger batch, or a smaller method.embed_dim."
+                )
             first = ctx.over_batch(rotation)(*jax.lax.stop_gradient((x, y)), present)
             extra = extra | {"turn": jnp.where(ctx.step == 0, first, extra["turn"])}
             y = product(y, extra["turn"])

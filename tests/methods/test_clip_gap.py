@@ -9,7 +9,8 @@ from mmcl_jax.analysis import modality_gap
 from mmcl_jax.encoders import mlp
 from mmcl_jax.losses import easy_nce, info_nce, nt_xent, uniformity
 from mmcl_jax.methods import clip, clip_gap
-from mmcl_jax.types import Stream
+from mmcl_jax.named import ConfigError
+from mmcl_jax.types import Ctx, Stream
 
 RNG = np.random.default_rng(0)
 BATCH = {m: Stream(jnp.asarray(RNG.normal(size=(20, 6)), jnp.float32), None, jnp.arange(20) % 7 != i)
@@ -67,6 +68,12 @@ def test_texts_are_turned_at_the_first_step_and_stay_so(ctx):
     z = method.embed(params, method.to_embed(after), BATCH, ctx)
     np.testing.assert_allclose(z["text"][THERE], y @ after["turn"], atol=1e-5)
     np.testing.assert_allclose(z["image"][THERE], x, atol=1e-6)
+
+
+def test_a_rotation_is_not_made_of_too_few_pairs():
+    method = clip_gap.make(encoders(), embed_dim=21, turn=True)
+    with pytest.raises(ConfigError, match="the first batch has 20 pairs, embed_dim=21"):
+        method.loss(*method.init(jax.random.key(0), BATCH), BATCH, at(Ctx(), 0))
 
 
 def test_a_temperature_that_moves():
