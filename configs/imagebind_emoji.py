@@ -83,7 +83,7 @@ def _evaluate(c, bound) -> None:
             c.evals[name] = dict(name="losses", data=dict(split=split), limit=128)
     if bound:
         how = dict(label="category", title="caption") if tux else dict(label="group", title="labels/en")
-        how["weight"] = 2.0  # images of a run of CLIP lie near each other: alone, a sound would hardly count
+        how["weight"] = 2.0  # images lie near each other: with as much weight as they have, a sound would hardly count
         c.evals.known_arithmetic = dict(name="arithmetic", data=known, added="sound" if tux else "speech", **how)
     for name in bound:
         c.evals[f"{name}_image"] = dict(name="retrieval", data=held_out, a=name, b="image", **letters)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import logsumexp
 
 from mmcl_jax.analysis.geometry import pairs
 from mmcl_jax.evals.knn import unit
@@ -89,7 +90,6 @@ def shifted(
     by: float,
     along: str = "gap",
     sides: str = "both",
-    direction: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both moved towards each other, at unit length again.
 
@@ -100,7 +100,6 @@ def shifted(
         along: "gap", in parts of the gap on each side (the paper: 1/2 closes it); or "unit", a length that both sides
             share.
         sides: "both", or "x", which then moves alone.
-        direction: [D] gap of other embeddings; default: their own.
 
     Returns:
         x' [N, D] and y' [M, D].
@@ -112,7 +111,7 @@ def shifted(
         if value not in possible:
             raise ValueError(f"{name}={value!r}{did_you_mean(value, possible)}")
     x, y = unit(np.asarray(x, np.float64)), unit(np.asarray(y, np.float64))
-    step = vector(x, y) if direction is None else np.asarray(direction, np.float64)
+    step = vector(x, y)
     if along == "unit":
         step = unit(step) / (2 if sides == "both" else 1)
     return unit(x - by * step), unit(y + by * step) if sides == "both" else y
@@ -135,7 +134,7 @@ def contrastive_loss(
         logits = scale * x[start : start + batch] @ y[start : start + batch].T
         for which in directions:
             rows = logits if which == "x2y" else logits.T
-            found.append(np.log(np.exp(rows - rows.max(1, keepdims=True)).sum(1)) + rows.max(1) - rows.diagonal())
+            found.append(logsumexp(rows, axis=1) - rows.diagonal())
     return float(np.concatenate(found).mean())
 
 

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from mmcl_jax import parallel
-from mmcl_jax.losses.softmax import product, rows_of, wide
+from mmcl_jax.losses.softmax import NEVER, product, rows_of, wide
 from mmcl_jax.types import Array
-
-NEVER = -1e30  # a logit that no softmax sees
 
 
 def uniformity(z: Array, present: Array | None = None, *, t: float = 2.0, axis: parallel.Axis = None) -> Array:
