@@ -1,9 +1,9 @@
 """What opens and closes the modality gap of CLIP (arXiv 2203.02053), on emoji; the recipes are ours.
 
-    mmcl train --config configs/clip_emoji.py --workdir runs/clip                                   # four minutes
-    mmcl train --config configs/clip_gap.py:t20 --config.init_from.run=runs/clip                    # temperature 1 / 20
-    mmcl train --config configs/clip_gap.py:all                                                     # from the start
-    mmcl train --config configs/clip_gap.py:tiny                                                    # synthetic data
+    mmcl train --config configs/clip_gap.py --workdir runs/clip                       # CLIP, five minutes
+    mmcl train --config configs/clip_gap.py:t20 --config.init_from.run=runs/clip      # goes on at temperature 1 / 20
+    mmcl train --config configs/clip_gap.py:all                                       # from the start
+    mmcl train --config configs/clip_gap.py:tiny                                      # synthetic data
 
 `t1` to `t100` go on from a run of CLIP at a fixed temperature. The others start anew, with the data, towers and steps
 of clip_emoji.py: `plain` is CLIP; `all` has negatives of the own modality too, `easy` no gradient of pairs that are not
@@ -41,7 +41,7 @@ def get_config(arg: str = "plain"):
             c.optim.update(lr=3e-4, warmup=20)
         else:
             c.method.update(chosen)
-        c.eval_every = 0
+        c.eval_every = 100
         for name in ("seen", "unseen"):
             c.evals[f"{name}_gap"] = dict(name="gap", data=c.evals[name].data)
     return c

@@ -129,6 +129,8 @@ def _compare(c: ConfigDict, steps: int = 750) -> None:
     c.evals = {"known": dict(name="retrieval", data=known)}
     for name, data in dict(style=style, concepts=concepts).items():
         c.evals[name] = dict(name="retrieval", data=data, without=("is_flag",))
+    for name, data in dict(known=known, style=style, concepts=concepts).items():
+        c.evals[f"{name}_gap"] = dict(name="gap", data=data)
     for name, data in dict(style=style, concepts=concepts, both=both).items():
         for label in ("group", "subgroup"):
             c.evals[f"{name}_{label}"] = dict(name="zeroshot", data=data, label=label)

@@ -71,6 +71,8 @@ def _evaluate(c, bound) -> None:
     letters = dict(without=("is_letter",)) if tux else {}  # fourteen of them share four sounds
     streams = [name for name in c.data.eval_streams if name.split("/")[0] in bound]
     c.evals = {}
+    if not tux:
+        modalities.emoji_gaps(c)
     for prefix, data in (("", held_out), ("known_", known)):
         for name in ("image", *streams):
             c.evals[f"{prefix}{name.replace('/', '_')}_text"] = dict(

@@ -44,6 +44,13 @@ def _emoji(c: ConfigDict) -> None:
         )
     for a, b in (("image", "text"), ("speech", "text"), ("line", "speech")):
         c.evals[f"{a}_{b}"] = dict(name="retrieval", data=held_out, a=a, b=b)
+    emoji_gaps(c)
+
+
+def emoji_gaps(c: ConfigDict) -> None:
+    """How far apart modalities lie, of concepts trained on and of others."""
+    for name, split in (("known", "train"), ("concepts", "validation+test")):
+        c.evals[f"{name}_gap"] = dict(name="gap", data=dict(split=split))
 
 
 def emoji_towers(c: ConfigDict) -> None:

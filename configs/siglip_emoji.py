@@ -2,6 +2,7 @@
 
 mmcl data build openmoji/color && mmcl train --config configs/siglip_emoji.py
 mmcl data build emoji_styles/all && mmcl train --config configs/siglip_emoji.py:styles
+mmcl train --config configs/siglip_emoji.py:compare              # short, beside what FDT's paper compares
 mmcl train --config configs/siglip_emoji.py:tiny                 # synthetic data, a minute, no data set needed
 """
 
@@ -9,7 +10,7 @@ from . import common, emoji
 
 
 def get_config(arg: str = ""):
-    """Variants: "" (OpenMoji from pip), "styles" (five, and three never trained on), "probes" (short), "tiny"."""
+    """Variants: "" (OpenMoji from pip), "styles" (five, and three never trained on), "probes", "compare", "tiny"."""
     c = common.base()
     # About minus the log of the number of negatives, as the paper's -10 is for its batch of 32 k.
     c.method = dict(name="siglip", embed_dim=128, scale_init=10.0, bias_init=-5.0)

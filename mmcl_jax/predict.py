@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import dataclasses
 import functools
 import json
@@ -162,6 +163,14 @@ class Predictor:
             block = [{name: self.streams.one_or_none(name, v) for name, v in example.items()} for example in block]
             rows.append(self._run(pipeline.stack(block), len(block), fused(names)))
         return items.concatenate(rows)
+
+    def begun(self, seed: int) -> Predictor:
+        """The same model as it was before its first step: with the weights that a run with this seed begins with."""
+        sample = sample_batch(self.streams, self.device)
+        params, extra = jax.jit(self.method.init)(jax.random.key(seed), sample)
+        other = copy.copy(self)  # what is compiled is shared
+        other.params, other.extra, other.step = params, self.method.to_embed(extra), 0
+        return other
 
     def _check_streams(self, values: Mapping[str, Any], possible: Iterable[str]) -> None:
         unknown = sorted(set(values) - set(possible))

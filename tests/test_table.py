@@ -209,6 +209,14 @@ def test_what_is_asked_for_must_be_there(write, tmp_path):
         table.read([str(tmp_path / "nowhere")])
 
 
+def test_a_gap_is_neither_good_nor_bad(write):
+    paths = [write(name, {"seen_gap/image_text/size": size, "missing/gap/top1": size}, f"optim.lr={size}")
+             for name, size in (("a", 0.2), ("b", 0.4))]  # fmt: skip
+    text = table.markdown(table.group(table.read(paths)), ["seen_gap/image_text/size", "missing/gap/top1"])
+    assert "seen_gap/image_text/size |" in text and "missing/gap/top1 ↑" in text
+    assert "0.200" in text and text.count("**0.400**") == 1
+
+
 def test_whoever_reads_may_stop_early(write, tmp_path):
     runs = " ".join(seeds(write, "a", (0.4, 0.5)))
     line = f"{sys.executable} -m mmcl_jax.cli table {runs} --out {tmp_path}/table | true"

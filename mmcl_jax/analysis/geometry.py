@@ -149,6 +149,31 @@ def cones_by_depth(
     return found
 
 
+def cones_apart(cones: Sequence[np.ndarray]) -> dict[str, float]:
+    """Whether networks that differ in their seed alone put the same data into cones of their own.
+
+    Args:
+        cones: [N, D] of each network, row i of all of them of the same example.
+
+    Returns:
+        "within", the mean cosine of two examples in one network's cone; "across", that of two rows of different
+        networks; "least_gap", the smallest distance between the means of two cones.
+
+    Raises:
+        ValueError: for fewer than two networks, or others than of one shape.
+    """
+    if len(cones) < 2:
+        raise ValueError(f"Cones of {len(cones)} network: two are compared, or more.")
+    first, *others = cones
+    means = np.stack([rows_of(first, 2).mean(0), *[pairs(first, other)[1].mean(0) for other in others]])
+    a, b = np.triu_indices(len(means), 1)
+    return {
+        "within": float(np.mean([cone(z)["cosine"] for z in cones])),
+        "across": float((means[a] * means[b]).sum(1).mean()),  # the mean cosine is the product of the means
+        "least_gap": float(np.linalg.norm(means[a] - means[b], axis=1).min()),
+    }
+
+
 def random_network(
     rng: np.random.Generator, width: int = 512, depth: int = 25
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -25,6 +25,8 @@ SHOWN = ("*/R@1", "*/top1", "loss")  # of the many metrics, unless others are as
 LOWER = re.compile(
     r"(^|[/_])(loss|drop|MedR|MeanR|gap|seconds|bad_steps|unreadable)$"
 )  # metrics of which less is better
+# Neither more nor less of these is better: the evaluator gap describes.
+NEITHER = re.compile(r"gap/[^/]+/(size|paired|unpaired|cone|rank)$")
 WAYS = ("mesh", "loss", "chunks")  # of computing the same
 LEVEL = 0.05  # of the test, over all comparisons with the best of a column
 LIKE, UNKNOWN = "≈", "?"
@@ -181,7 +183,9 @@ def spread(values: Sequence[float]) -> float:
 
 
 def best(groups: Sequence[Group], metric: str) -> Group | None:
-    """The line with the best mean; None if fewer than two have the metric, or it means another thing in each."""
+    """The line with the best mean; None if fewer than two have the metric, or no value of it is better than another."""
+    if NEITHER.search(metric):
+        return None
     having = [g for g in groups if g.values(metric)]
     if any(r.seed[1] is not None for g in having for r in g.runs):  # some folds are easy: none that lacks any is best
         having = [g for g in having if len(g.values(metric)) == max(len(h.values(metric)) for h in having)]
@@ -244,7 +248,7 @@ def markdown(groups: Sequence[Group], metrics: Sequence[str], wide: int = 8) -> 
 
 def _table(groups: Sequence[Group], metrics: Sequence[str], prefix: str, over: str) -> str:
     columns = list(groups[0].label)
-    head = [f"{m.removeprefix(prefix)} {'↓' if LOWER.search(m) else '↑'}" for m in metrics]
+    head = [f"{m.removeprefix(prefix)} {_arrow(m)}".strip() for m in metrics]
     lines = [["run", *columns, over, *head], ["---"] * (1 + len(columns)) + ["---:"] * (1 + len(metrics))]
     for g in groups:
         cells = []
@@ -254,6 +258,13 @@ def _table(groups: Sequence[Group], metrics: Sequence[str], prefix: str, over: s
         label = ["–" if v is None else log.short(v) for v in g.label.values()]
         lines.append([g.name, *label, str(len(g.runs)), *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in _aligned(lines))
+
+
+def _arrow(metric: str) -> str:
+    """Which way is better."""
+    if NEITHER.search(metric):
+        return ""
+    return "↓" if LOWER.search(metric) else "↑"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[list[str]]:

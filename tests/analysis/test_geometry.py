@@ -118,3 +118,22 @@ def test_embeddings_from_files_are_paired_by_id(tmp_path):
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_cones_of_networks_that_differ_in_their_seed():
+    x = RNG.normal(size=(60, 32))
+    found = []
+    for seed in range(3):
+        z, (weights, biases) = x, geometry.random_network(np.random.default_rng(seed), width=32, depth=6)
+        for w, b in zip(weights, biases, strict=True):
+            z = np.maximum(z @ w.T + b, 0)
+        found.append(z)
+    told = geometry.cones_apart(found)
+    every = [a @ b for i, p in enumerate(found) for j, q in enumerate(found) if i < j
+             for a in geometry.unit(p) for b in geometry.unit(q)]  # fmt: skip
+    assert told["across"] == pytest.approx(np.mean(every)) and told["within"] > told["across"] + 0.1
+    assert told["least_gap"] == pytest.approx(min(modality_gap.gap(found[i], found[j])["size"]
+                                                  for i, j in ((0, 1), (0, 2), (1, 2))))  # fmt: skip
+    assert geometry.cones_apart([x, x])["least_gap"] == 0
+    with pytest.raises(ValueError, match="two are compared"):
+        geometry.cones_apart([x])

@@ -52,6 +52,15 @@ def test_embed_score_and_zero_shot(run):
     assert set(names) <= {"red square", "blue disc"} and cosines.shape == (5, 2)
 
 
+def test_weights_as_they_were_before_the_first_step(run):
+    predictor = mmcl_jax.load(run)
+    ours = predictor.embed(text=["red square", "blue disc"])["text"]
+    one, other = (predictor.begun(seed).embed(text=["red square", "blue disc"])["text"] for seed in (0, 1))
+    assert np.abs(ours - one).max() > 0.01 and np.abs(one - other).max() > 0.01
+    np.testing.assert_array_equal(predictor.begun(0).embed(text=["red square", "blue disc"])["text"], one)
+    np.testing.assert_array_equal(predictor.embed(text=["red square", "blue disc"])["text"], ours)
+
+
 def test_wrong_use_is_told(run, tmp_path):
     predictor = mmcl_jax.load(run, mesh=make_mesh("1"))
     with pytest.raises(ValueError, match="no stream 'audio'; possible here"):
