@@ -55,13 +55,8 @@ class Checkpoints:
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.manifests.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            step_format_fixed_length=None,
-        )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        options = {} if read_only else {"max_to_keep": keep, "cleanup_tmp_directories": True}
+        self.manager = _manager(self.folder, read_only=read_only, **options)
 
     def steps(self) -> list[int]:
         """Steps of which there is a folder, oldest first; whether it can be used is another question."""
@@ -175,9 +170,8 @@ class Checkpoints:
 
     def _readable(self, step: int) -> bool:
         """Whether the state can be read at all, whatever its shape."""
-        options = ocp.CheckpointManagerOptions(read_only=True, step_format_fixed_length=None)
         try:  # with a manager of its own: one that has read parts of a state reads no whole ones
-            with ocp.CheckpointManager(self.folder, options=options) as manager:
+            with _manager(self.folder, read_only=True) as manager:
                 manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
         except Exception:  # noqa: BLE001 - as above
             return False
@@ -222,6 +216,19 @@ class Checkpoints:
 
     def _manifest(self, step: int) -> files.AnyPath:
         return self.manifests / f"{step}.json"
+
+
+def _manager(folder: files.AnyPath, **options: Any) -> ocp.CheckpointManager:
+    """Orbax's, without what it tells those who only read: that they save nothing."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        return ocp.CheckpointManager(
+            folder, options=ocp.CheckpointManagerOptions(step_format_fixed_length=None, **options)
+        )
+    finally:
+        absl.setLevel(level)
 
 
 def _how_to_restore(abstract_state: PyTree) -> Any:

@@ -23,9 +23,10 @@ from rich.text import Text
 from mmcl_jax.clock import Clock
 from mmcl_jax.named import ConfigError
 
-console = Console(highlight=False, soft_wrap=True)
-if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=140)  # a file has no width: let tables be whole
+# In a notebook, too, lines are text: rich would make a page of HTML of each.
+console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
+if not console.is_terminal:  # a file has no width: let tables be whole
+    console = Console(highlight=False, soft_wrap=True, force_jupyter=False, width=140)
 
 
 def say(text: str = "") -> None:

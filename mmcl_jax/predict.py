@@ -109,6 +109,7 @@ class Predictor:
 
         self._embed = jax.jit(embed, static_argnames="of", out_shardings=whole)
         self._score = jax.jit(score, out_shardings=whole)
+        self._init = jax.jit(self.method.init)
         # Methods that leave `score` as it is compare vectors by their product: numpy does that where they lie.
         self._compares_vectors = type(self.method).score is methods.Method.score
 
@@ -167,7 +168,7 @@ class Predictor:
     def begun(self, seed: int) -> Predictor:
         """The same model as it was before its first step: with the weights that a run with this seed begins with."""
         sample = sample_batch(self.streams, self.device)
-        params, extra = jax.jit(self.method.init)(jax.random.key(seed), sample)
+        params, extra = self._init(jax.random.key(seed), sample)
         other = copy.copy(self)  # what is compiled is shared
         other.params, other.extra, other.step = params, self.method.to_embed(extra), 0
         return other

@@ -7,24 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: a figure is written to a file, whatever the screen or notebook
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from mmcl_jax import evals  # noqa: E402
-from mmcl_jax.data import sources  # noqa: E402
-from mmcl_jax.data.ops import decode  # noqa: E402
-from mmcl_jax.data.record import look_up  # noqa: E402
-from mmcl_jax.evals import arithmetic as sums  # noqa: E402
-from mmcl_jax.evals import labelled, missing  # noqa: E402
-from mmcl_jax.evals.knn import unit  # noqa: E402
-from mmcl_jax.items import take  # noqa: E402
-from mmcl_jax.log import read_metrics  # noqa: E402
-from mmcl_jax.predict import Predictor  # noqa: E402
+from mmcl_jax import evals
+from mmcl_jax.data import sources
+from mmcl_jax.data.ops import decode
+from mmcl_jax.data.record import look_up
+from mmcl_jax.evals import arithmetic as sums
+from mmcl_jax.evals import labelled, missing
+from mmcl_jax.evals.knn import unit
+from mmcl_jax.items import take
+from mmcl_jax.log import read_metrics
+from mmcl_jax.predict import Predictor
 
 HIT, MISS = "#2a9d4a", "#b0b0b0"
 
@@ -36,7 +32,8 @@ def curves(metrics: str | Path, out: str | Path) -> None:
     ways: dict[str, list[str]] = {}  # evaluation -> the keys of its two directions
     for key in dict.fromkeys(k for r in rows for k in r if k.endswith("/R@1") and "/no_" not in k):
         ways.setdefault(key.rsplit("/", 2)[0], []).append(key)
-    figure, axes = plt.subplots(1, 2 if ways else 1, figsize=(13 if ways else 5.5, 4), squeeze=False)
+    figure = Figure(figsize=(13 if ways else 5.5, 4))
+    axes = figure.subplots(1, 2 if ways else 1, squeeze=False)
     left = axes[0, 0]
     left.plot([r["step"] for r in train], [r["loss"] for r in train], color="#1f5fa8", lw=1.2)
     left.set(xlabel="step", ylabel="loss", title="training loss")
@@ -52,7 +49,6 @@ def curves(metrics: str | Path, out: str | Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(out, dpi=110)
-    plt.close(figure)
 
 
 def retrieval(
@@ -261,10 +257,8 @@ def subsets(results: Mapping[str, float], modalities: Sequence[str], out: str | 
     rows = [s for s in missing.subsets(modalities)][::-1]
     columns = {"top1": "classification\ntop-1", "R@1": "retrieval of the\nothers, R@1"}
     values = np.array([[results.get(f"{'+'.join(row)}/{k}", np.nan) for k in columns] for row in rows])
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(1.2 + 0.75 * len(modalities) + 2.6, 1.3 + 0.34 * len(rows)), sharey=True,
-        width_ratios=(0.75 * len(modalities), 2.6),
-    )  # fmt: skip
+    figure = Figure(figsize=(1.2 + 0.75 * len(modalities) + 2.6, 1.3 + 0.34 * len(rows)))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(0.75 * len(modalities), 2.6))
     there = np.array([[m in row for m in modalities] for row in rows])
     y, x = np.indices(there.shape)
     left.scatter(x, y, s=70, c=np.where(there, "#333333", "#dddddd").ravel())
@@ -297,7 +291,8 @@ def _images(predictor: Predictor, source: Any, stream: str) -> Callable[[int], A
 
 def _grid(rows: int, columns: int, width: float) -> tuple[Figure, np.ndarray]:
     """A figure of `width` inches and its axes [rows, columns], without frames."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, 1.15 * rows + 0.9), squeeze=False)
+    figure = Figure(figsize=(width, 1.15 * rows + 0.9))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -312,7 +307,6 @@ def _finish(figure: Figure, out: str | Path, foot: str, *shown: Any) -> None:
     figure.tight_layout(rect=(0, (0.16 + 0.12 * (1 + text.count("\n"))) / height, 1, 1))
     figure.text(0.01, 0.01, text, fontsize=7, color="#555555")
     figure.savefig(out, dpi=110)
-    plt.close(figure)
 
 
 def _words(name: Any, width: int) -> str:
@@ -338,7 +332,8 @@ def contact_sheet(
     """Draws images [H, W, 3] in [0, 1] with a line under each and a credit at the foot, to a PNG."""
     n = len(images)
     rows = -(-n // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.85 * rows), squeeze=False)
+    figure = Figure(figsize=(1.6 * columns, 1.85 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
@@ -348,4 +343,3 @@ def contact_sheet(
     figure.tight_layout(rect=(0, (0.15 + 0.12 * credit.count("\n")) / rows, 1, 1), h_pad=2.0)
     figure.text(0.01, 0.005, credit, fontsize=7, color="#555555")
     figure.savefig(out, dpi=110)
-    plt.close(figure)

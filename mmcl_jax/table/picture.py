@@ -11,10 +11,7 @@ from mmcl_jax.table import LIKE, LOWER, Group, mark, spread
 
 def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath) -> None:
     """Draws a panel per metric to a PNG: each seed a dot, mean and deviation a bar; the best and its likes coloured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = [" ".join(log.short(v) for v in g.label.values() if v is not None) or g.name for g in groups]
     if len(set(names)) < len(names):
@@ -22,8 +19,8 @@ def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath)
     height = 0.9 + 0.32 * len(groups)
     columns = min(len(metrics), 3)
     lines = -(-len(metrics) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(3.4 * columns + 1.5, height * lines), squeeze=False,
-                                sharey=True)  # fmt: skip
+    figure = Figure(figsize=(3.4 * columns + 1.5, height * lines))
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for ax in axes.flat[len(metrics) :]:
         ax.axis("off")
     for ax, metric in zip(axes.flat, metrics, strict=False):
@@ -42,4 +39,3 @@ def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath)
     figure.tight_layout()
     with out.open("wb") as f:
         figure.savefig(f, dpi=120, format="png")
-    plt.close(figure)
