@@ -23,10 +23,11 @@ from rich.text import Text
 from mmcl_jax.clock import Clock
 from mmcl_jax.named import ConfigError
 
-# In a notebook, too, lines are text: rich would make a page of HTML of each.
-console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
+# In a notebook, lines are text, too: rich would make a page of HTML of each, and Jupyter claims to be a terminal.
+_notebook = dict(force_jupyter=False, force_terminal=False) if "ipykernel" in sys.modules else {}
+console = Console(highlight=False, soft_wrap=True, **_notebook)
 if not console.is_terminal:  # a file has no width: let tables be whole
-    console = Console(highlight=False, soft_wrap=True, force_jupyter=False, width=140)
+    console = Console(highlight=False, soft_wrap=True, width=140, **_notebook)
 
 
 def say(text: str = "") -> None:

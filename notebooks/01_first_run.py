@@ -58,8 +58,9 @@ except ValueError as error:
 # %%
 if BUILD:
     datasets.build(BUILD)
-show.contact_sheet(c, Path("runs/first_data.png"), count=16)
-Image("runs/first_data.png")
+Path(RUN).mkdir(parents=True, exist_ok=True)
+show.contact_sheet(c, Path(f"{RUN}/data.png"), count=16)
+Image(f"{RUN}/data.png")
 
 # %% [markdown]
 # ## Training

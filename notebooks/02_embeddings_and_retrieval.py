@@ -99,8 +99,8 @@ rank = (scores >= scores[np.arange(len(text)), own][:, None]).sum(1)
 print({f"t2i/R@{k}": round(float((rank <= k).mean()), 4) for k in (1, 5, 10)}, "median rank", np.median(rank))
 
 # %%
-figures.retrieval(model, DATA, "runs/first_retrieval.png", name="training records", rows=5)
-Image("runs/first_retrieval.png")
+figures.retrieval(model, DATA, f"{RUN}/sheet.png", name="training records", rows=5)
+Image(f"{RUN}/sheet.png")
 
 # %% [markdown]
 # How far apart are the scores of pairs and of everything else? Where the two histograms overlap, retrieval is a matter of luck.
@@ -136,9 +136,9 @@ for ax, value, name, row in zip(axes.flat, values, names, scores):
 # `mmcl embed RUN --data tfds:name=openmoji/color,split=train --out DIR` writes the same vectors with the records' ids, as npz and parquet, for a search index or an analysis of one's own.
 
 # %%
-for path, count in embeddings.write(model, source, files.path("runs/first_embeddings"), ["image", "text"]):
+for path, count in embeddings.write(model, source, files.path(f"{RUN}/embeddings"), ["image", "text"]):
     print(path, count)
-with np.load("runs/first_embeddings/image.npz") as file:
+with np.load(f"{RUN}/embeddings/image.npz") as file:
     print({name: file[name].shape for name in file.files})
 
 # %% [markdown]

@@ -14,7 +14,9 @@ RUN = "runs/clip"
 DATA = dict(source="tfds", name="openmoji/color", split="train")
 EVALUATION = "seen_gap"  # of the config: the evaluator `gap`
 SEEDS = 25  # untrained models
-WIDTH, DEPTH, REPEATS = 256, 20, 3  # of networks of random numbers
+WIDTH = 256  # of networks of random numbers
+DEPTH = 20
+REPEATS = 3
 
 # %%
 # %matplotlib inline
