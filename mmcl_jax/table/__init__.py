@@ -106,6 +106,7 @@ def read(paths: Sequence[str]) -> list[Run]:
 def group(runs: Sequence[Run]) -> list[Group]:
     """Puts the seeds of an experiment together, and finds the fewest keys that tell the experiments apart.
 
+    Lines are in the order of these keys' values: folders are named by hashes, and their order says nothing.
     How a run was computed (mesh, chunks, form of the loss) matters only where a seed was computed in several ways.
     """
     together: dict[str, list[Run]] = {}
@@ -127,7 +128,13 @@ def group(runs: Sequence[Run]) -> list[Group]:
                 log.warn(f"{r.folder} repeats {twin.folder}, seed included; it is left out.")
         groups += parts.values()
     columns = distinguishing([g[0].content for g in groups])
-    return [Group(g[0].folder.name, {c: g[0].config.get(c) for c in columns}, g) for g in groups]
+    found = [Group(g[0].folder.name, {c: g[0].config.get(c) for c in columns}, g) for g in groups]
+    return sorted(found, key=lambda g: [_place(v) for v in g.label.values()])
+
+
+def _place(value: Any) -> tuple[int, Any]:
+    """Where a value comes among those of its column: none first, then numbers, then words."""
+    return (0, 0) if value is None else (1, value) if isinstance(value, int | float) else (2, str(value))
 
 
 def distinguishing(contents: Sequence[dict[str, Any]]) -> list[str]:
