@@ -238,6 +238,17 @@ def _how_to_restore(abstract_state: PyTree) -> Any:
     return ocp.args.PyTreeRestore(item=abstract_state, restore_args=restore_args, partial_restore=True)
 
 
+def holds_run(run: files.AnyPath) -> files.AnyPath:
+    """The same folder, if it is a run's.
+
+    Raises:
+        FileNotFoundError: if it is not.
+    """
+    if not (run / "config.json").exists():
+        raise FileNotFoundError(f"{run} holds no run: it has no config.json. Train one with --workdir {run}.")
+    return run
+
+
 def has_saved(workdir: files.AnyPath) -> bool:
     """Whether the workdir holds a run to go on from, be it with a damaged checkpoint."""
     return bool(_steps(workdir / "checkpoints")) or (workdir / ASIDE).exists()

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from mmcl_jax import files, log, optim, parallel
 from mmcl_jax import method as methods
-from mmcl_jax.checkpoint import rename, rename_and_fit
+from mmcl_jax.checkpoint import holds_run, rename, rename_and_fit
 from mmcl_jax.encoders.vit import resize_positions
 from mmcl_jax.named import ConfigError
-from mmcl_jax.predict import holds_run, load
+from mmcl_jax.predict import load
 from mmcl_jax.types import PyTree, TrainState
 
 

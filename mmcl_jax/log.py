@@ -223,11 +223,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def memory() -> float:
-    """GiB in use: of the first accelerator if it tells, else the most that this process has had."""
+    """The most GiB that were in use: of the first accelerator if it tells, else of this process."""
     jax = sys.modules.get("jax")
     stats = jax.local_devices()[0].memory_stats() if jax else None
     if stats:
-        return stats["bytes_in_use"] / 2**30
+        return stats.get("peak_bytes_in_use", stats["bytes_in_use"]) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

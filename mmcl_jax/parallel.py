@@ -56,6 +56,14 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[jax.Devi
     return jax.make_mesh(shape_, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
+def mesh_or_all(shape: Mapping[str, int]) -> Mesh:
+    """A run's mesh if it fits the devices that are here, else all of them with whole weights."""
+    try:
+        return make_mesh(shape)
+    except ValueError:
+        return make_mesh()
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, P())

@@ -21,7 +21,7 @@ from mmcl_jax import files, items, log, named, parallel
 from mmcl_jax import method as methods
 from mmcl_jax.augment import DeviceStreams
 from mmcl_jax.augment import ops as device_ops
-from mmcl_jax.checkpoint import Checkpoints
+from mmcl_jax.checkpoint import Checkpoints, holds_run
 from mmcl_jax.data import pipeline, tokenizers
 from mmcl_jax.data.chain import resolve
 from mmcl_jax.data.record import look_up, nest
@@ -167,10 +167,9 @@ class Predictor:
 
     def begun(self, seed: int) -> Predictor:
         """The same model as it was before its first step: with the weights that a run with this seed begins with."""
-        sample = sample_batch(self.streams, self.device)
-        params, extra = self._init(jax.random.key(seed), sample)
         other = copy.copy(self)  # what is compiled is shared
-        other.params, other.extra, other.step = params, self.method.to_embed(extra), 0
+        other.params, extra = self._init(jax.random.key(seed), sample_batch(self.streams, self.device))
+        other.extra, other.step = self.method.to_embed(extra), 0
         return other
 
     def _check_streams(self, values: Mapping[str, Any], possible: Iterable[str]) -> None:
@@ -394,7 +393,7 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     tokenizer = tokenizers.load(run / "tokenizer.json") if (run / "tokenizer.json").exists() else None
     streams = pipeline.Streams(config.data.eval_streams, config.seed, tokenizer, pipeline.eval_record(config.data))
     streams.read_spec(run / "eval_streams.json")
-    predictor = untrained(config, streams, mesh or _mesh_of(config), batch)
+    predictor = untrained(config, streams, mesh or parallel.mesh_or_all(config.mesh), batch)
     # Only what is needed: the optimizer's moments would take twice the memory of the weights.
     weights = {"opt_state": {"average": predictor.params}} if config.optim.average else {"params": predictor.params}
     # Likewise queues and momentum twins.
@@ -412,14 +411,6 @@ def load(run: str | Path, step: int | None = None, batch: int = 128, mesh: Mesh 
     return predictor
 
 
-def _mesh_of(config: ConfigDict) -> Mesh:
-    """The run's mesh if it fits the devices here, else all of them with whole weights."""
-    try:
-        return parallel.make_mesh(config.mesh)
-    except ValueError:
-        return parallel.make_mesh()
-
-
 def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: int = 128) -> Predictor:
     """A predictor of the config's method whose params are only shapes; put weights in before use."""
     model = methods.build(config)
@@ -428,14 +419,3 @@ def untrained(config: ConfigDict, streams: pipeline.Streams, mesh: Mesh, batch: 
     # Shapes that don't fit each other are found here, in a second, before anything compiles.
     params, extra = named.checked("encoders", jax.eval_shape, lambda: model.init(jax.random.key(0), sample))
     return Predictor(model, params, extra, streams, device, mesh, batch)
-
-
-def holds_run(run: files.AnyPath) -> files.AnyPath:
-    """The same folder, if it is a run's.
-
-    Raises:
-        FileNotFoundError: if it is not.
-    """
-    if not (run / "config.json").exists():
-        raise FileNotFoundError(f"{run} holds no run: it has no config.json. Train one with --workdir {run}.")
-    return run
