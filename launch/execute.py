@@ -22,7 +22,8 @@ def execute(script: Path, parameters: str = "") -> nbformat.NotebookNode:
     """
     notebook = jupytext.read(script)
     if parameters:
-        at = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ()))
+        tagged = [i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", ())]
+        at = tagged[0] if tagged else sys.exit(f"{script} has no cell tagged parameters, and takes none.")
         notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(parameters))
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     resources = {"metadata": {"path": str(script.resolve().parent)}}
@@ -36,9 +37,11 @@ def execute(script: Path, parameters: str = "") -> nbformat.NotebookNode:
 
 
 def merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Texts that follow each other on one stream as one."""
+    """Texts that follow each other on one stream as one; the home of whoever executed them is ~."""
     found = []
     for output in outputs:
+        if output.output_type == "stream":
+            output.text = output.text.replace(str(Path.home()), "~")
         if found and output.output_type == "stream" == found[-1].output_type and output.name == found[-1].name:
             found[-1].text += output.text
         else:

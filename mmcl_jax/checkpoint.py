@@ -222,7 +222,7 @@ def _manager(folder: files.AnyPath, **options: Any) -> ocp.CheckpointManager:
     """Orbax's, without what it tells those who only read: that they save nothing."""
     absl = logging.getLogger("absl")
     level = absl.level
-    absl.setLevel(logging.ERROR)
+    absl.setLevel(logging.ERROR if options.get("read_only") else level)
     try:
         return ocp.CheckpointManager(
             folder, options=ocp.CheckpointManagerOptions(step_format_fixed_length=None, **options)

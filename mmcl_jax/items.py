@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,20 @@ class Embeddings:
     kept: dict[str, list[Any]]
     size: int
     unreadable: int
+
+    def pairs(self, *names: str) -> tuple[np.ndarray, list[Items]]:
+        """The records that have all of some streams, and of each stream a row of each of them, its first.
+
+        Args:
+            *names: streams.
+
+        Returns:
+            [N] int, the records, and for each stream its rows [N, ...].
+        """
+        first = {name: np.unique(self.owners[name], return_index=True) for name in names}
+        records = functools.reduce(np.intersect1d, [owners for owners, _ in first.values()])
+        rows = [at[np.searchsorted(owners, records)] for owners, at in first.values()]
+        return records, [take(self.vectors[name], r) for name, r in zip(names, rows, strict=True)]
 
 
 def count(items: Items) -> int:

@@ -166,7 +166,11 @@ class Predictor:
         return items.concatenate(rows)
 
     def begun(self, seed: int) -> Predictor:
-        """The same model as it was before its first step: with the weights that a run with this seed begins with."""
+        """The same model as it is before the first step: with the weights that a run with this seed starts from.
+
+        Args:
+            seed: `config.seed`; of a run that starts from scratch, whatever `config.init_from` says of this one.
+        """
         other = copy.copy(self)  # what is compiled is shared
         other.params, extra = self._init(jax.random.key(seed), sample_batch(self.streams, self.device))
         other.extra, other.step = self.method.to_embed(extra), 0

@@ -11,6 +11,8 @@
 CONFIG = "configs/clip_gap.py"
 OVERRIDES = []
 RUN = "runs/clip"
+BUILD = "openmoji/color"  # the data set; "" if the config needs none
+CLASS = "group"  # field of a class, for zero-shot classification
 DATA = dict(source="tfds", name="openmoji/color", split="train")
 EVALUATION = "seen_gap"  # of the config: the evaluator `gap`
 SEEDS = 25  # untrained models
@@ -30,10 +32,13 @@ from sklearn.manifold import TSNE
 import mmcl_jax
 from mmcl_jax import config
 from mmcl_jax.analysis import gap_figures, geometry, modality_gap
-from mmcl_jax.data import sources
+from mmcl_jax.data import datasets, sources
+from mmcl_jax.log import read_metrics
 from mmcl_jax.train import train
 
 os.chdir(Path(mmcl_jax.__file__).parent.parent)  # the root of the clone
+if BUILD:
+    datasets.build(BUILD)
 if not Path(RUN, "summary.json").exists():
     train(config.load(CONFIG, OVERRIDES), RUN)
 
@@ -49,10 +54,7 @@ source, trained = sources.make(DATA), mmcl_jax.load(RUN)
 
 def embed(model, limit=0):
     """Images and first captions, row i of both of one record."""
-    found = model.embed_source(source, ["image", "text"], limit=limit)
-    first = {name: np.unique(owners, return_index=True) for name, owners in found.owners.items()}
-    _, i, t = np.intersect1d(first["image"][0], first["text"][0], return_indices=True)
-    return found.vectors["image"][first["image"][1][i]], found.vectors["text"][first["text"][1][t]]
+    return model.embed_source(source, ["image", "text"], limit=limit).pairs("image", "text")[1]
 
 
 pairs = {"untrained": embed(trained.begun(0)), f"after {trained.step} steps": embed(trained)}
@@ -84,7 +86,7 @@ x, y = pairs[f"after {trained.step} steps"]
 gap_figures.map_of_modalities({"image": x, "text": y}, pairs=100)
 
 # %% [markdown]
-# And over the steps of training, as the evaluator `gap` wrote it down; the first point is a hundred steps after the start:
+# And over the steps of training, as the evaluator `gap` wrote it down. Most of it goes at once: the first point is a hundred steps after the start.
 
 # %%
 gap_figures.curves_of_training({"clip": f"{RUN}/metrics.jsonl"}, evaluation=EVALUATION)
@@ -92,13 +94,18 @@ gap_figures.curves_of_training({"clip": f"{RUN}/metrics.jsonl"}, evaluation=EVAL
 # %% [markdown]
 # ## Moving the modalities
 #
-# What if images and texts are pushed towards each other, or apart, along the gap, and brought to unit length again? 0.5 closes it about, beyond that they have crossed. Left: CLIP's loss at several temperatures, a dot at its least; right: retrieval.
-# Where the loss at the temperature of the training is least at another place than the dotted line, the model is not where its loss would like it to be.
+# What if images and texts are pushed towards each other, or apart, along the gap, and brought to unit length again? A shift of 0.5 about closes it, beyond that they have crossed. Left: CLIP's loss at several temperatures, the run's own among them, a dot at its least; right: retrieval.
+# Where the dot of the run's own temperature lies off the dotted line, its loss would be smaller with another gap, along this one direction.
 
 # %%
 grid = np.linspace(-1, 2, 25)
-curve = modality_gap.shift_curve(x, y, grid, batch=128)
-gap_figures.curve_of_shift(curve, modality_gap.SCALES)
+own = [row["scale"] for row in read_metrics(f"{RUN}/metrics.jsonl") if "scale" in row][-1]  # 1 / temperature at the end
+scales = sorted([*modality_gap.SCALES, round(own, 1)])
+curve = modality_gap.shift_curve(x, y, grid, scales, batch=128)
+for scale, losses in zip(scales, curve["loss"].T):
+    at = losses.argmin()
+    print(f"temperature 1 / {scale:<5g} least loss {losses[at]:.3f} at a gap of {curve['signed'][at]:+.3f}; as it is {losses[np.abs(grid).argmin()]:.3f}")
+gap_figures.curve_of_shift(curve, scales)
 
 # %%
 best = curve["x2y/R@1"].argmax()
@@ -106,27 +113,31 @@ as_it_is = np.abs(grid).argmin()
 print(f"i2t R@1 {curve['x2y/R@1'][as_it_is]:.3f} as it is, {curve['x2y/R@1'][best]:.3f} at best, shifted by {grid[best]:.2f}: to choose it is to look at the answers")
 
 # %% [markdown]
-# The same for classification by words: here the classes are the captions themselves.
+# The same for classification by words: images, and the vectors of their classes' words, are moved along the gap between these two.
 
 # %%
-accuracy = modality_gap.zero_shot_curve(x, y, np.arange(len(x)), grid, along="gap")
-print(" ".join(f"{by:.2f}:{a:.3f}" for by, a in zip(grid[::4], accuracy[::4])))
+found = trained.embed_source(source, ["image"], keep=[CLASS])
+labels = np.array([found.kept[CLASS][i] for i in found.owners["image"]])
+classes = trained.embed(text=[name.replace("-", " ") for name in sources.class_names(source, CLASS)])["text"]
+accuracy = modality_gap.zero_shot_curve(found.vectors["image"], classes, labels, grid, along="gap")
+print(f"{len(classes)} classes; the largest has {np.bincount(labels).max() / len(labels):.3f} of the images")
+print("top-1 by shift:", " ".join(f"{by:.2f}: {a:.3f}" for by, a in zip(grid[::4], accuracy[::4])))
 
 # %% [markdown]
 # ## Why the loss does not close it
 #
-# The paper's simulation: nine pairs on a sphere, images on one latitude and texts on the opposite one; the gap is twice their latitude. With all pairs right the loss is least where there is no gap. If two pairs are swapped, as captions of the web
+# The paper's simulation: nine pairs on a sphere, images at one height and texts at the opposite one; the gap is twice that height. With all pairs right the loss is least where there is no gap. If two pairs are swapped, as captions of the web
 # are now and then, it is least at a gap for low temperatures: to be wrong and close costs more than to be apart.
 
 # %%
-latitudes = np.linspace(0, 0.99, 60)
+heights = np.linspace(0, 0.99, 60)
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 for ax, wrong in zip(axes, (False, True)):
     for scale in (1.0, 10.0, 50.0, 100.0):
-        loss = np.array([modality_gap.contrastive_loss(*modality_gap.sphere(z, wrong), scale) for z in latitudes])
+        loss = np.array([modality_gap.contrastive_loss(*modality_gap.sphere(z, wrong), scale) for z in heights])
         loss = (loss - loss.min()) / np.ptp(loss)
-        (line,) = ax.plot(2 * latitudes, loss, lw=1.3, label=f"1 / {scale:g}")
-        ax.plot(2 * latitudes[loss.argmin()], 0, "o", color=line.get_color(), ms=6)
+        (line,) = ax.plot(2 * heights, loss, lw=1.3, label=f"1 / {scale:g}")
+        ax.plot(2 * heights[loss.argmin()], 0, "o", color=line.get_color(), ms=6)
     ax.set(xlabel="gap", ylabel="loss, from its least to its most", title="two pairs swapped" if wrong else "all pairs right")
     ax.legend(frameon=False, fontsize=8, title="temperature")
     ax.spines[["top", "right"]].set_visible(False)

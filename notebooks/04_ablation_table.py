@@ -1,18 +1,15 @@
 # %% [markdown]
 # # An ablation
 #
-# Several configs with several seeds, as a table with deviations, as learning curves, and as a picture of one metric against another. Here: what opens and closes the modality gap of CLIP (`configs/clip_gap.py`), six runs of three seeds each.
+# Runs of several configs with several seeds, as a table with deviations, as learning curves, and as a picture of one metric against another. Here: what closes the modality gap of CLIP (`configs/clip_gap.py`), five variants with three seeds each.
 #
-# What is finished is read; what is not is trained by the second cell, which does what this command does:
-#
-# ```bash
-# mmcl sweep --config configs/clip_gap.py configs/clip_gap.py:all ... --grid seed=0,1,2 --out runs/closing
-# ```
+# Point `OUT` at a folder of finished runs and leave `CONFIGS` empty: then nothing is trained.
 
 # %% tags=["parameters"]
-CONFIGS = [f"configs/clip_gap.py:{variant}" for variant in ("plain", "all", "easy", "uniform", "turn", "warm")]
+CONFIGS = [f"configs/clip_gap.py:{variant}" for variant in ("plain", "all", "uniform", "turn", "warm")]
 GRID = ["seed=0,1,2"]
 OVERRIDES = []
+BUILD = "openmoji/color"  # the data set; "" if the configs need none
 OUT = "runs/closing"
 METRICS = ["seen_gap/image_text/size", "seen/i2t/R@1", "unseen_gap/image_text/size", "unseen/i2t/R@5"]
 OVER_STEPS = ["loss", "seen_gap/image_text/size", "seen/i2t/R@1"]
@@ -28,25 +25,35 @@ from IPython.display import Image, Markdown
 
 import mmcl_jax
 from mmcl_jax import files, sweep, table
+from mmcl_jax.data import datasets
 from mmcl_jax.log import read_metrics
-from mmcl_jax.table.picture import picture
+from mmcl_jax.table.picture import name_of, picture
 
 os.chdir(Path(mmcl_jax.__file__).parent.parent)  # the root of the clone
-runs = sweep.plan(CONFIGS, GRID, OVERRIDES, OUT)
-for r in runs:
-    print(f"{r.state:9} {r.workdir.name:22} {r.spec} {' '.join(r.overrides)}")
+
+# %% [markdown]
+# What is not finished yet is trained, one run after another, five minutes of a CPU core each: an hour and a quarter for all. It does what this command does, and may be interrupted and started again:
+#
+# ```bash
+# mmcl sweep --config configs/clip_gap.py:{plain,all,uniform,turn,warm} --grid seed=0,1,2 --out runs/closing
+# ```
 
 # %%
-assert sweep.run(runs, OUT) == 0
+if CONFIGS:
+    if BUILD:
+        datasets.build(BUILD)
+    runs = sweep.plan(CONFIGS, GRID, OVERRIDES, OUT)
+    if sweep.run(runs, OUT) != 0:
+        raise SystemExit("The sweep was interrupted, or a run failed; this cell goes on with what is left.")
 
 # %% [markdown]
 # ## The table
 #
-# A line for what differs in nothing but the seed, a column for each of the fewest keys that tell the lines apart. Mean ± deviation over seeds; where a metric can be better or worse, bold is the best, and ≈ what these seeds can't tell from it. Below it stands what else differs.
+# A line for runs that differ in nothing but the seed; columns are the keys of the config that tell the lines apart. Mean ± deviation over seeds; where a metric can be better or worse, bold is the best, and ≈ what these seeds can't tell from it. Below it stands what else differs.
 # `mmcl table` prints the same, and writes it as markdown, csv and a picture.
 
 # %%
-groups = table.group(table.read([str(r.workdir) for r in runs]))
+groups = table.group(table.read([OUT]))
 metrics = table.choose(groups, METRICS)
 Markdown(table.markdown(groups, metrics))
 
@@ -63,9 +70,6 @@ Image(f"{OUT}/table.png")
 # From each run's `metrics.jsonl`: the mean over seeds, and a band from the least to the most.
 
 # %%
-names = {r.workdir.name: r.spec.split(":")[-1] for r in runs}  # folder -> variant
-
-
 def curve(group, key):
     """Steps, and a metric's values [seeds, steps] at those that all seeds have."""
     found = [{row["step"]: row[key] for row in read_metrics(r.folder / "metrics.jsonl") if row.get(key) is not None} for r in group.runs]
@@ -77,7 +81,7 @@ fig, axes = plt.subplots(1, len(OVER_STEPS), figsize=(4.4 * len(OVER_STEPS), 3.2
 for ax, key in zip(axes[0], OVER_STEPS):
     for group in groups:
         steps, values = curve(group, key)
-        ax.plot(steps, values.mean(0), lw=1.3, label=names[group.name])
+        ax.plot(steps, values.mean(0), lw=1.3, label=name_of(group))
         ax.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
     ax.set(xlabel="step", title=key)
     ax.spines[["top", "right"]].set_visible(False)
@@ -91,7 +95,7 @@ axes[0, 0].legend(frameon=False, fontsize=8)
 # %%
 fig, ax = plt.subplots(figsize=(4.6, 3.4))
 for group in groups:
-    ax.plot(group.values(metrics[0]), group.values(metrics[1]), "o", label=names[group.name])
+    ax.plot(group.values(metrics[0]), group.values(metrics[1]), "o", label=name_of(group))
 ax.set(xlabel=metrics[0], ylabel=metrics[1])
 ax.legend(frameon=False, fontsize=8)
 ax.spines[["top", "right"]].set_visible(False)

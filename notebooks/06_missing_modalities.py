@@ -3,7 +3,7 @@
 #
 # GMC ([arXiv 2202.03390](https://arxiv.org/abs/2202.03390)) trained on emoji that have a drawing, line art, a name and a spoken name. What is left when some of them are missing: from each of the subsets an emoji is represented, compared with the whole, classified, and found.
 #
-# The run takes some ten minutes of a CPU core. Any other method works as well, `configs/pairwise.py` or `configs/imagebind_emoji.py` say.
+# The run takes some ten minutes of a CPU core. `configs/pairwise.py` and `configs/late_fusion.py` work as well, and any config that has an evaluation of the kind `missing`; the first of its modalities should be an image.
 
 # %% tags=["parameters"]
 CONFIG = "configs/gmc_emoji.py"
@@ -103,10 +103,8 @@ for n in range(1, len(names)):
 # Each modality has vectors of its own in the common space, so that any of them finds any other, whether or not they were ever compared.
 
 # %%
-embedded = model.embed_source(source, names)
-rows = [set(embedded.owners[name]) for name in names]
-both = np.array(sorted(set.intersection(*rows)))
-z = {name: embedded.vectors[name][np.searchsorted(embedded.owners[name], both)] for name in names}
+both, vectors = model.embed_source(source, names).pairs(*names)  # of the records that have all
+z = dict(zip(names, vectors))
 for a in names:
     print(f"{a:8}", " ".join(f"-> {b} {modality_gap.recalls(z[a], z[b])['x2y/R@5']:.3f}" for b in names if b != a))
 print(f"R@5 of {len(both)}; chance {5 / len(both):.3f}")
@@ -118,7 +116,7 @@ print(f"R@5 of {len(both)}; chance {5 / len(both):.3f}")
 gap_figures.map_of_modalities(z, pairs=20)
 
 # %% [markdown]
-# What is nearest to something that is heard (or whatever comes last in the list), among the images:
+# Which images are nearest to the last modality of the list, here a spoken name?
 
 # %%
 last = names[-1]

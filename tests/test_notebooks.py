@@ -18,18 +18,19 @@ THREE = ("image", "audio", "tags")
 TINY = {  # notebook -> its parameters; TMP is the test's folder
     "01_first_run": dict(
         CONFIG="configs/clip_emoji.py:tiny", OVERRIDES=["steps=30", "batch=16"], RUN="TMP/run", BUILD="",
-        WORDS=["red square", "blue disc"],
+        CLASSES=["square", "disc"], WORDS=["red square", "blue disc"],
     ),
     "02_embeddings_and_retrieval": dict(
-        CONFIG="configs/clip_emoji.py:tiny", OVERRIDES=["steps=30", "batch=16"], RUN="TMP/run", DATA=HELD_OUT,
+        CONFIG="configs/clip_emoji.py:tiny", OVERRIDES=["steps=30", "batch=16"], RUN="TMP/run", BUILD="", DATA=HELD_OUT,
         QUERIES=["a red square", "a blue disc", "a ring", "pink"], CLASSES=["square", "disc"],
     ),
     "03_modality_gap": dict(
         CONFIG="configs/clip_gap.py:tiny", OVERRIDES=["steps=30", "batch=16", "eval_every=15"], RUN="TMP/run",
-        DATA=HELD_OUT, EVALUATION="val_gap", SEEDS=3, WIDTH=32, DEPTH=6, REPEATS=2,
+        BUILD="", CLASS="label", DATA=HELD_OUT, EVALUATION="val_gap", SEEDS=3, WIDTH=32, DEPTH=6, REPEATS=2,
     ),
     "04_ablation_table": dict(
-        CONFIGS=["configs/clip_gap.py:tiny"], GRID=["method.negatives=across,all", "seed=0,1"], OUT="TMP/runs",
+        CONFIGS=["configs/clip_gap.py:tiny"], GRID=["method.negatives=across,all", "seed=0,1"], BUILD="",
+        OUT="TMP/runs",
         OVERRIDES=["steps=20", "batch=16"], METRICS=["val_gap/image_text/size", "val/i2t/R@1"], OVER_STEPS=["loss"],
     ),
     "05_bring_your_data": dict(

@@ -59,12 +59,18 @@ def curve_of_shift(curve: Mapping[str, np.ndarray], scales: Sequence[float]) -> 
     Args:
         curve: what that gives.
         scales: [S] 1 / temperature, of its losses.
+
+    Raises:
+        ValueError: if no shift is 0, the place where they are.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=90)
     left, right = figure.subplots(1, 2)
-    here = curve["signed"][np.abs(curve["shift"]).argmin()]
+    at = np.abs(curve["shift"]).argmin()
+    if abs(curve["shift"][at]) > 1e-9:
+        raise ValueError(f"the grid has no shift of 0, where they are; the nearest is {curve['shift'][at]:.3g}.")
+    here = curve["signed"][at]
     for i, scale in enumerate(scales):
         losses = curve["loss"][:, i]
         left.plot(curve["signed"], losses, color=f"C{i}", lw=1.3, label=f"1 / {scale:g}")

@@ -209,7 +209,7 @@ def aligned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def sphere(z: float, mislabelled: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The paper's simulation: nine pairs on a sphere, images on the latitude z, texts on -z.
+    """The paper's simulation: nine pairs on a sphere, images at the height z, texts at -z.
 
     Args:
         z: in [-1, 1]; half of the gap.

@@ -12,8 +12,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from mmcl_jax.analysis import geometry, modality_gap
 from mmcl_jax.data import sources
 from mmcl_jax.evals.embeddings import check_finite, check_streams
@@ -57,17 +55,15 @@ def run(
     names = tuple(modalities or streams(predictor))
     found = predictor.embed_source(sources.make(data, "evals data"), names, limit=limit)
     check_finite(*found.vectors.values())
-    first = {name: np.unique(owners, return_index=True) for name, owners in found.owners.items()}
     results: dict[str, float] = {}
     for a, b in itertools.combinations(names, 2):
-        both, rows_a, rows_b = np.intersect1d(first[a][0], first[b][0], return_indices=True)
-        if len(both):
-            pair = (found.vectors[m][first[m][1][rows]] for m, rows in ((a, rows_a), (b, rows_b)))
+        records, pair = found.pairs(a, b)
+        if len(records):
             results |= {f"{a}_{b}/{k}": v for k, v in modality_gap.gap(*pair).items()}
     if not results:
         raise ValueError(f"No record has two of {', '.join(names)}: there is no pair.")
     for name in names:
-        z = found.vectors[name][first[name][1]]
+        _, (z,) = found.pairs(name)
         if len(z) > 1:
             cosine = geometry.cone(z)["cosine"]
             results |= {f"{name}/cone": cosine, f"{name}/rank": geometry.collapse(z)["rank"]}

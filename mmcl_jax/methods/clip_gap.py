@@ -12,7 +12,7 @@ with x and y the unit vectors of images and texts, and each of these a choice; w
 - `turn`: R is the rotation of texts onto images at the start (Procrustes), kept from there on: "fix init"; else 1.
 
 Losses are checked against the official code (8e20cb2). Deviations: R comes from the first batch, theirs from all
-training pairs, and a batch with fewer pairs than dimensions, which has no single R, is refused. Their temperatures are
+training pairs, and a batch with fewer rows than dimensions, which has no single R, is refused. Their temperatures are
 fixed; the straight line is ours.
 """
 
@@ -96,11 +96,12 @@ class ClipGap(clip.Clip):
         if self.turn:
             if len(x) < x.shape[1]:
                 raise ConfigError(
-                    f"method.turn: the first batch has {len(x)} pairs, embed_dim={x.shape[1]}; the rotation is not "
+                    f"method.turn: the batch has {len(x)} rows, embed_dim={x.shape[1]}; the rotation is not "
                     "determined by so few. Set a larger batch, or a smaller method.embed_dim."
                 )
             first = ctx.over_batch(rotation)(*jax.lax.stop_gradient((x, y)), present)
-            extra = extra | {"turn": jnp.where(ctx.step == 0, first, extra["turn"])}
+            none_yet = (extra["turn"] == jnp.eye(len(first))).all()  # not step 0: that one may have been skipped
+            extra = extra | {"turn": jnp.where(none_yet, first, extra["turn"])}
             y = product(y, extra["turn"])
         scale = self.scale_at(params, ctx.step)
         loss = ctx.over_batch(NEGATIVES[self.negatives])(x, y, present, scale=scale)

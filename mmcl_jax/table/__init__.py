@@ -26,7 +26,7 @@ LOWER = re.compile(
     r"(^|[/_])(loss|drop|MedR|MeanR|gap|seconds|bad_steps|unreadable)$"
 )  # metrics of which less is better
 # Neither more nor less of these is better: the evaluator gap describes.
-NEITHER = re.compile(r"gap/[^/]+/(size|paired|unpaired|cone|rank)$")
+NEITHER = re.compile(r"/[^/]+/(size|paired|unpaired|cone|rank)$")
 WAYS = ("mesh", "loss", "chunks")  # of computing the same
 LEVEL = 0.05  # of the test, over all comparisons with the best of a column
 LIKE, UNKNOWN = "≈", "?"

@@ -13,7 +13,7 @@ def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath)
     """Draws a panel per metric to a PNG: each seed a dot, mean and deviation a bar; the best and its likes coloured."""
     from matplotlib.figure import Figure
 
-    names = [_name(g) or g.name for g in groups]
+    names = [name_of(g) for g in groups]
     if len(set(names)) < len(names):
         names = [g.name for g in groups]
     height = 0.9 + 0.32 * len(groups)
@@ -41,8 +41,8 @@ def picture(groups: Sequence[Group], metrics: Sequence[str], out: files.AnyPath)
         figure.savefig(f, dpi=120, format="png")
 
 
-def _name(group: Group) -> str:
-    """What tells it from the others: values, with the last part of their keys where the values alone say too little."""
-    told = {k.rsplit(".", 1)[-1]: log.short(v) for k, v in group.label.items() if v is not None}
+def name_of(group: Group) -> str:
+    """What tells it from the others: the values of the columns that it has, or if it has none the run's name."""
+    told = [(k, log.short(v)) for k, v in group.label.items() if v is not None]
     plain = len(group.label) == 1
-    return " ".join(v if plain or k == "name" else f"{k}={v}" for k, v in told.items())
+    return " ".join(v if plain or k == "method.name" else f"{k.rsplit('.', 1)[-1]}={v}" for k, v in told) or group.name

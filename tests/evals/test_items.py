@@ -184,3 +184,14 @@ def test_dual_encoders_are_compared_as_vectors_to_the_last_bit(repository, tmp_p
     # On accelerators, too, the method's own score is that of float32.
     own = predictor.method.score(predictor.params, predictor.extra, jnp.asarray(image), jnp.asarray(text), None)
     np.testing.assert_allclose(own, image @ text.T, atol=1e-6)
+
+
+def test_first_rows_of_the_records_that_have_all_streams():
+    rows = {"image": np.arange(4) + 0.5, "text": np.arange(5) + 10.0, "sound": np.arange(2) + 20.0}
+    owners = {"image": np.array([0, 2, 3, 5]), "text": np.array([5, 0, 0, 3, 3]), "sound": np.array([3, 5])}
+    found = items.Embeddings(rows, owners, {}, {}, 6, 0)
+    records, (image, text) = found.pairs("image", "text")
+    assert records.tolist() == [0, 3, 5] and image.tolist() == [0.5, 2.5, 3.5] and text.tolist() == [11, 13, 10]
+    assert found.pairs("image", "text", "sound")[0].tolist() == [3, 5]
+    records, (text,) = found.pairs("text")
+    assert records.tolist() == [0, 3, 5] and text.tolist() == [11, 13, 10]
