@@ -70,9 +70,9 @@ def test_texts_are_turned_at_the_first_step_and_stay_so(ctx):
     np.testing.assert_allclose(z["image"][THERE], x, atol=1e-6)
 
 
-def test_a_rotation_is_not_made_of_too_few_pairs():
+def test_a_rotation_is_not_made_of_too_few_rows():
     method = clip_gap.make(encoders(), embed_dim=21, turn=True)
-    with pytest.raises(ConfigError, match="the first batch has 20 pairs, embed_dim=21"):
+    with pytest.raises(ConfigError, match="the batch has 20 rows, embed_dim=21"):
         method.loss(*method.init(jax.random.key(0), BATCH), BATCH, at(Ctx(), 0))
 
 
