@@ -3,8 +3,8 @@
 #
 #   bash launch/notebooks.sh [--dry-run] [--help] [NAME...]
 #
-#   NAME           01_first_run, say; default: all. They train what they need, once: some minutes each on a CPU,
-#                  and the sweep of 04_ablation_table an hour and a half
+#   NAME           01_first_run, say; default: all. They train what they need, once: some minutes each on a CPU core,
+#                  the sweep of 04_ablation_table an hour and a quarter; codebook needs a run, and says which
 #   --dry-run      print the command lines, run nothing
 #   MMCL_VENV      folder of the virtual environment; default: .venv of the clone
 set -euo pipefail

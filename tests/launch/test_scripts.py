@@ -112,6 +112,7 @@ def test_scripts_are_strict_and_explain_themselves(path, stub):
         ("quickstart.sh", []),
         ("test.sh", []),
         ("bench.sh", []),
+        ("notebooks.sh", ["01_first_run"]),
         ("sweep", ["--config", "configs/clip_emoji.py:tiny", "--submit", "sbatch {name}"]),
     ],
 )
