@@ -14,18 +14,17 @@ the start, none is found). The gap is measured on concepts trained on, and on ot
 
 from . import common, emoji
 
-FROM_THE_START = {  # arguments of the method
+VARIANTS = {  # arguments of the method; or 1 / temperature, fixed
     "plain": {},
     "all": {"negatives": "all"},
     "uniform": {"uniformity": 0.5},
     "turn": {"turn": True},
     "warm": {"scale_init": 1.0, "scale_end": 50.0, "scale_steps": 400},
-}
-GOING_ON = {"more": {}, "easy": {"negatives": "easy"}} | {
-    f"t{scale:g}": {"scale_init": scale, "scale_min": scale, "scale_max": scale}
-    for scale in (1.0, 10.0, 20.0, 30.0, 50.0, 100.0)
-}
-VARIANTS = FROM_THE_START | GOING_ON
+    "more": {},
+    "easy": {"negatives": "easy"},
+    "t1": 1.0, "t10": 10.0, "t20": 20.0, "t30": 30.0, "t50": 50.0, "t100": 100.0,
+}  # fmt: skip
+FROM_THE_START = ("", "plain", "all", "uniform", "turn", "warm")
 
 
 def get_config(arg: str = "plain"):
@@ -40,8 +39,10 @@ def get_config(arg: str = "plain"):
             c.method.update(negatives="all", uniformity=0.1)
             c.evals.val_gap = dict(name="gap", data=c.evals.val.data)
             return c
+        if isinstance(chosen, float):
+            chosen = dict(scale_init=chosen, scale_min=chosen, scale_max=chosen)
         c.method.update(chosen)
-        if arg in GOING_ON:
+        if arg not in FROM_THE_START:
             c.steps = 400
             c.optim.update(lr=3e-4, warmup=20)
         c.eval_every = 100
